@@ -1,0 +1,66 @@
+"""Initial weights, drawn for each parameter from a stream of its own, so that no layout or device changes them.
+
+    (seed, name) ──▶ CPU generator ──▶ the whole parameter in fp32 ──▶ the model's device and type
+
+Distributions follow GPT-NeoX, with D the hidden size and L the compute depth: `normal` N(0, std²), `scaled_normal`
+N(0, std²/(2L)), `small_init` N(0, 2/(5D)) (Nguyen and Salazar 2019), `wang_init` N(0, 4/(L²·D)) (Wang and Komatsuzaki 2021).
+Norms start at 1, biases at 0.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from megamesh.config.recursion import parse_scheme
+from megamesh.config.sections import InitMethod, ModelConfig, RecursionConfig
+from megamesh.parallel.random import keyed_generator
+
+_WRITES_TO_STATE = ("attention.out.weight", "mlp.down.weight")
+
+
+def standard_deviation(method: InitMethod, model: ModelConfig) -> float:
+    """Standard deviation of a weight under `method`; depth is the compute depth (MeSH, appendix B: N_compute)."""
+    if method == "normal":
+        return model.init_method_std
+    if method == "scaled_normal":
+        return model.init_method_std / math.sqrt(2 * model.num_layers)
+    if method == "small_init":
+        return math.sqrt(2 / (5 * model.hidden_size))
+    return 2 / (model.num_layers * math.sqrt(model.hidden_size))
+
+
+@torch.no_grad()
+def initialise(module: nn.Module, model: ModelConfig, recursion: RecursionConfig, seed: int) -> None:
+    """Draw every parameter of a Transformer in place."""
+    for name, parameter in module.named_parameters():
+        parameter.copy_(initial_value(name, tuple(parameter.shape), model, recursion, seed))
+
+
+def initial_value(
+    name: str, shape: tuple[int, ...], model: ModelConfig, recursion: RecursionConfig, seed: int
+) -> Tensor:
+    """The fp32 start of the parameter with the global name `name` and the global shape `shape`, on the CPU."""
+    if name.startswith("routers.") and (special := _router_value(name, shape, recursion)) is not None:
+        return special
+    if "norm." in name:
+        return torch.ones(shape) if name.endswith("weight") else torch.zeros(shape)
+    if name.endswith("bias"):
+        return torch.zeros(shape)
+    method = model.output_layer_init_method if name.endswith(_WRITES_TO_STATE) else model.init_method
+    generator = keyed_generator("parameter", seed, name)
+    return torch.empty(shape).normal_(0.0, standard_deviation(method, model), generator=generator)
+
+
+def _router_value(name: str, shape: tuple[int, ...], recursion: RecursionConfig) -> Tensor | None:
+    """Start of a router's parameter where it is not that of an ordinary linear."""
+    if parse_scheme(recursion.recursion_scheme) != ("mesh",):
+        # Mixers start at (1, 0, 0), plain recursion; a dynamic mixer's weight is an ordinary linear's.
+        return torch.tensor([1.0, 0.0, 0.0]) if shape == (3,) else None
+    if recursion.mesh_router_init == "normal":
+        return None
+    value = torch.zeros(shape)
+    if recursion.mesh_router_init == "slot" and name.endswith("bias"):
+        step = int(name.split(".")[1])
+        value[step + 1] = recursion.mesh_router_slot_bias
+    return value

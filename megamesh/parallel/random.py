@@ -1,0 +1,34 @@
+"""Random streams keyed by what they are for, never carried along.
+
+    derive_seed("parameter", seed, name)        a parameter's initial values: the same whatever the layout
+    derive_seed("dropout", seed, first_sample)  dropout of one micro-batch: the same after a resume, whatever came before
+
+A stream that is a pure function of its keys needs no state in the checkpoint, and two ranks that ask for the same keys
+get the same stream.
+"""
+
+import hashlib
+import random
+
+import torch
+
+
+def derive_seed(*keys: str | int) -> int:
+    """A 63-bit seed from keys: stable over processes, machines and Python versions; types count (1 differs from "1")."""
+    digest = hashlib.blake2b(digest_size=8)
+    for key in keys:
+        text = f"{type(key).__name__}:{key}".encode()
+        digest.update(len(text).to_bytes(8, "little") + text)
+    return int.from_bytes(digest.digest(), "little") >> 1
+
+
+def keyed_generator(*keys: str | int) -> torch.Generator:
+    """A CPU generator at the start of the stream that the keys name."""
+    return torch.Generator("cpu").manual_seed(derive_seed(*keys))
+
+
+def seed_micro_batch(seed: int, first_sample: int) -> None:
+    """Set the process's random streams (dropout) for the micro-batch whose first sample has this global index."""
+    value = derive_seed("micro_batch", seed, first_sample)
+    random.seed(value)
+    torch.manual_seed(value)

@@ -1,0 +1,29 @@
+"""Installs MegaMesh. Nothing is compiled here, and exact versions are pinned in .constraints.txt."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="megamesh",
+    version="0.1.0",
+    description="Pretraining of recursive (looped) transformers with Memory-as-State-Highways, at cluster scale",
+    packages=find_packages(include=["megamesh", "megamesh.*"]),
+    package_data={"megamesh.hf": ["*.md"]},
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.13",
+        "deepspeed>=0.19.8",
+        "numpy",
+        "pyyaml",
+        "pydantic>=2",
+        "tokenizers",
+        "sentencepiece",
+        "safetensors",
+        "tensorboard",
+        "tqdm",
+    ],
+    extras_require={
+        "hf": ["transformers>=5"],
+        "plot": ["matplotlib"],
+        "dev": ["pytest", "ruff", "mypy", "import-linter", "types-PyYAML", "types-tqdm"],
+    },
+)

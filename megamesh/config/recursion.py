@@ -1,7 +1,7 @@
 """The notation of recursive models: layers such as `4+8R2+4`, schemes such as `residual+anchor`.
 
-    4+8R2+4   4 prelude layers, 8 core layers run twice with the same weights, 4 coda layers
-    4+8+8+4   the same boundaries with a core of its own for each loop (the paper's vanilla+mesh)
+4+8R2+4   4 prelude layers, 8 core layers run twice with the same weights, 4 coda layers
+4+8+8+4   the same boundaries with a core of its own for each loop (the paper's vanilla+mesh)
 """
 
 import re
@@ -78,7 +78,9 @@ def parse_scheme(text: str) -> tuple[str, ...]:
         )
     alone = [term for term in terms if term not in SUM_TERMS]
     if len(terms) > 1 and alone:
-        raise ConfigError(f"recursion_scheme={text!r}: {alone[0]} cannot be part of a sum; only {', '.join(SUM_TERMS)} can")
+        raise ConfigError(
+            f"recursion_scheme={text!r}: {alone[0]} cannot be part of a sum; only {', '.join(SUM_TERMS)} can"
+        )
     if len(set(terms)) != len(terms):
         raise ConfigError(f"recursion_scheme={text!r} names a term twice; name each once")
     return tuple(term for term in SCHEMES if term in terms)

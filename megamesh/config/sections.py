@@ -33,7 +33,9 @@ class ParallelConfig(Section):
 
     pipe_parallel_size: int = Field(0, ge=0, description="Pipeline ranks; 0 and 1 both mean no pipeline.")
     model_parallel_size: int = Field(1, ge=1, description="Tensor-parallel ranks.")
-    sequence_parallel: bool = Field(False, description="Split the states between blocks over the tensor-parallel ranks.")
+    sequence_parallel: bool = Field(
+        False, description="Split the states between blocks over the tensor-parallel ranks."
+    )
 
 
 class ModelConfig(Section):
@@ -42,40 +44,68 @@ class ModelConfig(Section):
     num_layers: int = Field(ge=1, description="Compute depth: prelude + core × loops + coda.")
     hidden_size: int = Field(ge=1, description="Width D of the states between blocks.")
     num_attention_heads: int = Field(ge=1, description="Query heads H.")
-    max_position_embeddings: int = Field(ge=1, description="Longest sequence that the position embedding covers, in tokens.")
-    seq_length: int | None = Field(None, ge=1, description="Training sequence length S in tokens. Default: max_position_embeddings.")
-    num_kv_heads: int | None = Field(None, ge=1, description="Key/value heads (grouped-query attention). Default: num_attention_heads.")
-    intermediate_size: int | None = Field(
-        None, ge=1, description="The MLP's true width. Default: 4·hidden_size; for a gated activation 8/3·hidden_size, rounded up to mlp_multiple_of."
+    max_position_embeddings: int = Field(
+        ge=1, description="Longest sequence that the position embedding covers, in tokens."
     )
-    mlp_multiple_of: int = Field(1, ge=1, description="Rounds the default width of a gated MLP up. Not together with intermediate_size.")
+    seq_length: int | None = Field(
+        None, ge=1, description="Training sequence length S in tokens. Default: max_position_embeddings."
+    )
+    num_kv_heads: int | None = Field(
+        None, ge=1, description="Key/value heads (grouped-query attention). Default: num_attention_heads."
+    )
+    intermediate_size: int | None = Field(
+        None,
+        ge=1,
+        description="The MLP's true width. Default: 4·hidden_size; for a gated activation 8/3·hidden_size, rounded up to mlp_multiple_of.",
+    )
+    mlp_multiple_of: int = Field(
+        1, ge=1, description="Rounds the default width of a gated MLP up. Not together with intermediate_size."
+    )
     norm: Norm = Field("layernorm", description="Normalisation before attention, before the MLP and before the head.")
     layernorm_epsilon: float = Field(1e-5, gt=0, description="Epsilon of layernorm.")
     rms_norm_epsilon: float = Field(1e-8, gt=0, description="Epsilon of rmsnorm.")
     pos_emb: PositionEmbedding = Field("learned", description="Position embedding.")
-    rotary_pct: float = Field(1.0, gt=0, le=1, description="Share of each head's dimensions that rotary embedding turns.")
+    rotary_pct: float = Field(
+        1.0, gt=0, le=1, description="Share of each head's dimensions that rotary embedding turns."
+    )
     rotary_emb_base: float = Field(10000, gt=0, description="Base of the rotary frequencies (theta).")
-    no_weight_tying: bool = Field(False, description="True: the head has a weight of its own. False: it shares the embedding's.")
+    no_weight_tying: bool = Field(
+        False, description="True: the head has a weight of its own. False: it shares the embedding's."
+    )
     attention_config: list[Any] | None = Field(
-        None, description='NeoX\'s [[["flash"|"global"], n | "all"]]. Both run torch\'s scaled_dot_product_attention, which picks the kernel.'
+        None,
+        description='NeoX\'s [[["flash"|"global"], n | "all"]]. Both run torch\'s scaled_dot_product_attention, which picks the kernel.',
     )
     activation: Activation = Field("gelu", description="MLP activation; geglu and swiglu are gated.")
-    gpt_j_residual: bool = Field(False, description="Attention and MLP read the same state and are added together (parallel residual).")
+    gpt_j_residual: bool = Field(
+        False, description="Attention and MLP read the same state and are added together (parallel residual)."
+    )
     gpt_j_tied: bool = Field(False, description="With gpt_j_residual: attention and MLP share one norm.")
     use_bias_in_norms: bool = Field(True, description="Bias in layernorm (rmsnorm has none).")
     use_bias_in_attn_linear: bool = Field(True, description="Bias in the attention's linears.")
     use_bias_in_mlp: bool = Field(True, description="Bias in the MLP's linears.")
-    use_qk_layernorm: bool = Field(False, description="Normalise queries and keys per head before the rotary embedding.")
+    use_qk_layernorm: bool = Field(
+        False, description="Normalise queries and keys per head before the rotary embedding."
+    )
     attention_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on attention weights.")
     hidden_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on what attention and MLP add to the state.")
     init_method: InitMethod = Field("normal", description="Distribution of the weights that read a state.")
     output_layer_init_method: InitMethod = Field(
-        "scaled_normal", description="Distribution of the weights that write to the state; scaled_normal divides the std by √(2·num_layers)."
+        "scaled_normal",
+        description="Distribution of the weights that write to the state; scaled_normal divides the std by √(2·num_layers).",
     )
-    init_method_std: float = Field(0.02, gt=0, description="Standard deviation of init_method normal and of scaled_normal before scaling.")
-    scale_embeddings: bool = Field(False, description="Multiply token embeddings by √hidden_size (MeSH, appendix B). Pythia does not.")
-    vocab_size: int | None = Field(None, ge=1, description="Token ids of the tokenizer, before padding. Default: asked of the tokenizer.")
-    make_vocab_size_divisible_by: int = Field(128, ge=1, description="The vocabulary is padded to a multiple of this times model_parallel_size.")
+    init_method_std: float = Field(
+        0.02, gt=0, description="Standard deviation of init_method normal and of scaled_normal before scaling."
+    )
+    scale_embeddings: bool = Field(
+        False, description="Multiply token embeddings by √hidden_size (MeSH, appendix B). Pythia does not."
+    )
+    vocab_size: int | None = Field(
+        None, ge=1, description="Token ids of the tokenizer, before padding. Default: asked of the tokenizer."
+    )
+    make_vocab_size_divisible_by: int = Field(
+        128, ge=1, description="The vocabulary is padded to a multiple of this times model_parallel_size."
+    )
 
     @property
     def sequence_length(self) -> int:
@@ -121,16 +151,25 @@ class ModelConfig(Section):
 class RecursionConfig(Section):
     """Which layers recur, and what carries state from loop to loop."""
 
-    recursion: str | None = Field(None, description='Layer notation: "4+8R2+4" (shared core) or "4+8+8+4" (same boundaries, nothing shared). None: a plain stack.')
+    recursion: str | None = Field(
+        None,
+        description='Layer notation: "4+8R2+4" (shared core) or "4+8+8+4" (same boundaries, nothing shared). None: a plain stack.',
+    )
     recursion_scheme: str = Field(
-        "mesh", description="base, residual, anchor, anchor*, sums of these such as residual+anchor, static, dynamic, mesh. Read only where recursion is set."
+        "mesh",
+        description="base, residual, anchor, anchor* (or a sum such as residual+anchor), static, dynamic, mesh. Needs recursion.",
     )
     mesh_num_slots: int | None = Field(None, ge=1, description="State-buffer slots N. Default: loops + 3.")
-    mesh_transition_input: TransitionInput = Field("h_emb", description="What the transitional routers read: the embeddings or the prelude's output.")
-    mesh_router_init: RouterInit = Field(
-        "normal", description="normal: weights as other linears, biases 0. zero: uniform routing. slot: biases that give every state a slot of its own."
+    mesh_transition_input: TransitionInput = Field(
+        "h_emb", description="What the transitional routers read: the embeddings or the prelude's output."
     )
-    mesh_router_slot_bias: float = Field(4.0, description="Bias β on slot t+1 of router set t with mesh_router_init slot.")
+    mesh_router_init: RouterInit = Field(
+        "normal",
+        description="normal: weights as other linears, biases 0. zero: uniform routing. slot: biases give every state a slot of its own.",
+    )
+    mesh_router_slot_bias: float = Field(
+        4.0, description="Bias β on slot t+1 of router set t with mesh_router_init slot."
+    )
 
     @property
     def layout(self) -> RecursionLayout | None:
@@ -148,7 +187,9 @@ class BatchConfig(Section):
     """Any two of the three (or one, with defaults of 1) give the third; batch.py does the arithmetic."""
 
     train_batch_size: int | None = Field(None, ge=1, description="Samples per optimizer step over all processes.")
-    train_micro_batch_size_per_gpu: int | None = Field(None, ge=1, description="Samples per forward pass of one data-parallel rank.")
+    train_micro_batch_size_per_gpu: int | None = Field(
+        None, ge=1, description="Samples per forward pass of one data-parallel rank."
+    )
     gradient_accumulation_steps: int | None = Field(None, ge=1, description="Forward passes per optimizer step.")
 
 
@@ -159,15 +200,26 @@ class OptimizerConfig(Section):
         default_factory=lambda: {"type": "AdamW", "params": {"lr": 1e-3, "betas": [0.9, 0.95], "eps": 1e-8}},
         description="{type, params}: Adam or AdamW (both decouple the decay); params lr (the peak), betas, eps.",
     )
-    zero_optimization: dict[str, Any] = Field(default_factory=lambda: {"stage": 0}, description="DeepSpeed's ZeRO block; stage 0, 1, 2 or 3.")
-    gradient_clipping: float = Field(1.0, ge=0, description="Largest norm of the gradient over all parameters; 0 turns clipping off.")
+    zero_optimization: dict[str, Any] = Field(
+        default_factory=lambda: {"stage": 0}, description="DeepSpeed's ZeRO block; stage 0, 1, 2 or 3."
+    )
+    gradient_clipping: float = Field(
+        1.0, ge=0, description="Largest norm of the gradient over all parameters; 0 turns clipping off."
+    )
     weight_decay: float = Field(0.1, ge=0, description="Decoupled weight decay of the matrices.")
     weight_decay_all: bool = Field(False, description="Decay norms, biases and embeddings too.")
     min_lr: float = Field(0.0, ge=0, description="Learning rate at and after lr_decay_iters.")
-    lr_decay_style: Literal["linear", "cosine", "constant"] = Field("linear", description="Shape of the decay after warm-up.")
-    lr_decay_iters: int | None = Field(None, ge=1, description="Steps over which the rate decays. Default: train_iters.")
+    lr_decay_style: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="Shape of the decay after warm-up."
+    )
+    lr_decay_iters: int | None = Field(
+        None, ge=1, description="Steps over which the rate decays. Default: train_iters."
+    )
     warmup: float = Field(0.01, ge=0, le=1, description="Warm-up as a fraction of lr_decay_iters.")
-    override_lr_scheduler: bool = Field(False, description="On resume, take the schedule from this configuration although it differs from the checkpoint's.")
+    override_lr_scheduler: bool = Field(
+        False,
+        description="On resume, take the schedule from this configuration although it differs from the checkpoint's.",
+    )
 
     @property
     def zero_stage(self) -> int:
@@ -204,30 +256,50 @@ class TrainingConfig(Section):
     """Length of the run, evaluation, seed and recomputation."""
 
     train_iters: int | None = Field(None, ge=0, description="Optimizer steps. Give this or train_epochs.")
-    train_epochs: int | None = Field(None, ge=1, description="Passes over the training split. Give this or train_iters.")
+    train_epochs: int | None = Field(
+        None, ge=1, description="Passes over the training split. Give this or train_iters."
+    )
     eval_interval: int = Field(1000, ge=1, description="Steps between evaluations.")
     eval_iters: int = Field(100, ge=0, description="Global batches per evaluation; 0 turns evaluation off.")
     seed: int = Field(1234, ge=0, lt=2**32, description="Seed of weights, sample order and dropout.")
-    checkpoint_activations: bool = Field(False, description="Recompute activations in backward instead of keeping them.")
-    checkpoint_activations_per: Literal["block", "loop"] = Field("block", description="What is recomputed as one piece: a block, or a whole pass through the core.")
-    checkpoint_num_layers: int = Field(1, ge=1, description="Blocks that are recomputed as one piece with checkpoint_activations_per block.")
-    loss_chunk_tokens: int = Field(2048, ge=1, description="Tokens whose logits exist at once while the loss is computed.")
-    max_nonfinite_steps: int = Field(10, ge=1, description="Skipped (non-finite) steps in a row after which the run stops.")
+    checkpoint_activations: bool = Field(
+        False, description="Recompute activations in backward instead of keeping them."
+    )
+    checkpoint_activations_per: Literal["block", "loop"] = Field(
+        "block", description="What is recomputed as one piece: a block, or a whole pass through the core."
+    )
+    checkpoint_num_layers: int = Field(
+        1, ge=1, description="Blocks that are recomputed as one piece with checkpoint_activations_per block."
+    )
+    loss_chunk_tokens: int = Field(
+        2048, ge=1, description="Tokens whose logits exist at once while the loss is computed."
+    )
+    max_nonfinite_steps: int = Field(
+        10, ge=1, description="Skipped (non-finite) steps in a row after which the run stops."
+    )
 
 
 class DataConfig(Section):
     """Indexed files and how samples are drawn from them."""
 
     data_path: str | None = Field(None, description="Prefix of one .bin/.idx pair; `split` divides its documents.")
-    train_data_paths: list[str] | None = Field(None, description="Prefixes of the training data, blended by train_data_weights.")
+    train_data_paths: list[str] | None = Field(
+        None, description="Prefixes of the training data, blended by train_data_weights."
+    )
     valid_data_paths: list[str] | None = Field(None, description="Prefixes of the validation data.")
     test_data_paths: list[str] | None = Field(None, description="Prefixes of the test data.")
     train_data_weights: list[float] | None = Field(None, description="One weight per training prefix. Default: equal.")
-    valid_data_weights: list[float] | None = Field(None, description="One weight per validation prefix. Default: equal.")
+    valid_data_weights: list[float] | None = Field(
+        None, description="One weight per validation prefix. Default: equal."
+    )
     test_data_weights: list[float] | None = Field(None, description="One weight per test prefix. Default: equal.")
     split: str = Field("969,30,1", description="Shares of data_path's documents for training, validation and test.")
-    pack_impl: Literal["packed"] = Field("packed", description="How documents fill samples: packed one after the other.")
-    num_workers: int = Field(2, ge=0, description="Loader processes per rank that read ahead; 0 reads in the training process.")
+    pack_impl: Literal["packed"] = Field(
+        "packed", description="How documents fill samples: packed one after the other."
+    )
+    num_workers: int = Field(
+        2, ge=0, description="Loader processes per rank that read ahead; 0 reads in the training process."
+    )
 
     @property
     def split_shares(self) -> tuple[float, float, float]:
@@ -248,7 +320,9 @@ class DataConfig(Section):
 class TokenizerConfig(Section):
     """Text to token ids."""
 
-    tokenizer_type: Literal["HFTokenizer", "GPT2BPETokenizer", "SPMTokenizer", "CharLevelTokenizer"] = Field("GPT2BPETokenizer", description="Kind of tokenizer.")
+    tokenizer_type: Literal["HFTokenizer", "GPT2BPETokenizer", "SPMTokenizer", "CharLevelTokenizer"] = Field(
+        "GPT2BPETokenizer", description="Kind of tokenizer."
+    )
     vocab_file: str | None = Field(None, description="tokenizer.json, sentencepiece model or vocab.json.")
     merge_file: str | None = Field(None, description="merges.txt of GPT2BPETokenizer.")
 
@@ -257,11 +331,20 @@ class CheckpointConfig(Section):
     """When checkpoints are written, where, and what is read back."""
 
     save: str | None = Field(None, description="Folder that checkpoints are written to.")
-    load: str | None = Field(None, description="Folder that the run continues from (its `latest`). Default: save, so that the same command continues.")
-    checkpoint_factor: int | None = Field(None, ge=1, description="Steps between checkpoints (linear) or the growth factor of that distance (log).")
-    checkpoint_scale: Literal["linear", "log"] = Field("linear", description="linear: every checkpoint_factor steps. log: at factor, factor², factor³ ….")
+    load: str | None = Field(
+        None,
+        description="Folder that the run continues from (its `latest`). Default: save, so that the same command continues.",
+    )
+    checkpoint_factor: int | None = Field(
+        None, ge=1, description="Steps between checkpoints (linear) or the growth factor of that distance (log)."
+    )
+    checkpoint_scale: Literal["linear", "log"] = Field(
+        "linear", description="linear: every checkpoint_factor steps. log: at factor, factor², factor³ …."
+    )
     extra_save_iters: list[int] = Field(default_factory=list, description="Further steps at which to save.")
-    keep_last_n_checkpoints: int | None = Field(None, ge=1, description="Delete all but the newest n. Default: keep all.")
+    keep_last_n_checkpoints: int | None = Field(
+        None, ge=1, description="Delete all but the newest n. Default: keep all."
+    )
     finetune: bool = Field(False, description="Read only the weights, and start at step 0.")
     no_load_optim: bool = Field(False, description="Do not read the optimizer's moments.")
 
@@ -271,7 +354,11 @@ class LogConfig(Section):
 
     log_interval: int = Field(100, ge=1, description="Steps between lines on the console and points in TensorBoard.")
     tensorboard_dir: str | None = Field(None, description="Folder for TensorBoard event files. None: no TensorBoard.")
-    peak_tflops: float | None = Field(None, gt=0, description="Dense peak of one device in TFLOP/s, for MFU. Default: known for common GPUs; else no MFU.")
+    peak_tflops: float | None = Field(
+        None,
+        gt=0,
+        description="Dense peak of one device in TFLOP/s, for MFU. Default: known for common GPUs; else no MFU.",
+    )
 
 
 class RunConfig(Section):

@@ -23,7 +23,9 @@ class ProcessMesh:
     device_mesh: DeviceMesh
 
     @classmethod
-    def build(cls, device_type: str, *, pipeline_parallel_size: int = 1, tensor_parallel_size: int = 1) -> "ProcessMesh":
+    def build(
+        cls, device_type: str, *, pipeline_parallel_size: int = 1, tensor_parallel_size: int = 1
+    ) -> "ProcessMesh":
         """Arrange all ranks of the initialised process group; the data-parallel size is what remains.
 
         A collective: every rank calls it with the same sizes. Raises ValueError where they do not divide the world size.

@@ -1,0 +1,1 @@
+"""Logical checkpoints: global names and shapes, any layout writes, any layout reads."""

@@ -1,0 +1,75 @@
+"""What a checkpoint says beside its tensors: meta.json, for people and programs alike.
+
+global_step1000/
+    .metadata            written last by torch.distributed.checkpoint: which file holds which box of which tensor
+    __0_0.distcp …       one file per rank: fp32.<name>, exp_avg.<name>, exp_avg_sq.<name>
+    meta.json            this module
+    configs/*.yml        the YAML files that the run was started with
+"""
+
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from megamesh.errors import CheckpointError
+
+FORMAT_VERSION = 1
+META_FILE = "meta.json"
+CONFIGS_FOLDER = "configs"
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Where a run stands. Everything random is keyed by `seed` and by sample indices, so there are no streams to keep."""
+
+    step: int  # optimizer steps done, skipped ones counted
+    consumed_samples: int
+    seed: int
+    skipped_steps: int = 0  # steps that changed nothing, because loss or gradient were not finite
+    consecutive_skipped_steps: int = 0
+
+    def after_step(self, num_samples: int, *, skipped: bool) -> "RunState":
+        """The state after one more optimizer step on `num_samples` samples."""
+        return replace(
+            self,
+            step=self.step + 1,
+            consumed_samples=self.consumed_samples + num_samples,
+            skipped_steps=self.skipped_steps + skipped,
+            consecutive_skipped_steps=self.consecutive_skipped_steps + 1 if skipped else 0,
+        )
+
+
+@dataclass(frozen=True)
+class CheckpointMeta:
+    """meta.json. `optimizer_step` counts Adam's steps: skipped ones do not count."""
+
+    state: RunState
+    optimizer_step: int
+    config: dict[str, Any]
+    versions: dict[str, str]
+    layout: dict[str, int]  # of the run that wrote it; any other layout may read it
+    format_version: int = FORMAT_VERSION
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, path: Path) -> "CheckpointMeta":
+        """Raises CheckpointError, naming the path, where the text is damaged or of another format."""
+        try:
+            values = json.loads(text)
+            version = values["format_version"]
+        except (ValueError, TypeError, KeyError):
+            raise CheckpointError(f"{path} is damaged: it is not the JSON object that a checkpoint has") from None
+        if version != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{path} has format {version!r}; this version of MegaMesh reads format {FORMAT_VERSION}"
+            )
+        try:
+            state = RunState(**values.pop("state"))
+            return cls(
+                state=state, **{entry.name: values[entry.name] for entry in fields(cls) if entry.name != "state"}
+            )
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} is damaged: {error}") from None

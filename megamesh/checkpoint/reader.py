@@ -1,0 +1,118 @@
+"""Read a checkpoint without an engine or a process group: for export, generation and inspection.
+
+global_stepN/ ──read_meta──▶ CheckpointMeta        ──read_weights──▶ (name, fp32 master), one whole tensor at a time
+"""
+
+import pickle
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+
+from megamesh.checkpoint.folder import COMPLETE_MARK, resolve_checkpoint
+from megamesh.checkpoint.meta import META_FILE, CheckpointMeta
+from megamesh.errors import CheckpointError
+
+WEIGHTS = "fp32."
+
+
+def read_meta(path: str | Path) -> CheckpointMeta:
+    """meta.json of a checkpoint, or of the latest one of a run's folder. Raises CheckpointError."""
+    file = resolve_checkpoint(path) / META_FILE
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from None
+    return CheckpointMeta.from_json(text, file)
+
+
+def weight_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
+    """Global shapes of all parameters by name, without reading any tensor."""
+    metadata = _read_index(resolve_checkpoint(path))
+    return {
+        key.removeprefix(WEIGHTS): tuple(stored.size) for key, stored in _tensors(metadata) if key.startswith(WEIGHTS)
+    }
+
+
+def read_weights(path: str | Path, names: Iterable[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+    """Names and fp32 masters, whole, on the CPU, one after the other; all parameters, or `names` in their order.
+
+    Raises CheckpointError for a name that the checkpoint does not hold, and for missing or damaged files.
+    """
+    path = resolve_checkpoint(path)
+    metadata = check_files(path)
+    shapes = {key: stored.size for key, stored in _tensors(metadata)}
+    for name in (
+        names if names is not None else [key.removeprefix(WEIGHTS) for key in shapes if key.startswith(WEIGHTS)]
+    ):
+        key = f"{WEIGHTS}{name}"
+        if key not in shapes:
+            raise CheckpointError(f"{path} holds no parameter {name}")
+        yield name, _read_tensor(path, metadata, key, shapes[key])
+
+
+def check_files(path: Path) -> Metadata:
+    """The index of a checkpoint, after making sure that every file it speaks of is there in full. Raises CheckpointError."""
+    metadata = _read_index(path)
+    needed: dict[str, int] = {}
+    for stored in metadata.storage_data.values():
+        needed[stored.relative_path] = max(needed.get(stored.relative_path, 0), stored.offset + stored.length)
+    for name, num_bytes in needed.items():
+        file = path / name
+        if not file.is_file():
+            raise CheckpointError(f"{file} is missing; load another checkpoint of the run by its global_stepN folder")
+        if file.stat().st_size < num_bytes:
+            raise CheckpointError(
+                f"{file} is truncated: {file.stat().st_size:,} bytes of {num_bytes:,}; "
+                "load another checkpoint of the run by its global_stepN folder"
+            )
+    return metadata
+
+
+def _read_index(path: Path) -> Metadata:
+    try:
+        metadata = FileSystemReader(path).read_metadata()
+    except (
+        OSError,
+        EOFError,
+        pickle.UnpicklingError,
+        ValueError,
+        AttributeError,
+        ImportError,
+        IndexError,
+        KeyError,
+    ) as error:
+        raise CheckpointError(f"{path / COMPLETE_MARK} is damaged: {error}") from None
+    if not isinstance(metadata, Metadata) or metadata.storage_data is None:
+        raise CheckpointError(f"{path / COMPLETE_MARK} is damaged: it is not the index of a checkpoint")
+    return metadata
+
+
+def _tensors(metadata: Metadata) -> Iterator[tuple[str, TensorStorageMetadata]]:
+    for key, stored in metadata.state_dict_metadata.items():
+        if isinstance(stored, TensorStorageMetadata):
+            yield key, stored
+
+
+def _read_tensor(path: Path, metadata: Metadata, key: str, size: torch.Size) -> Tensor:
+    tensor = torch.empty(size, dtype=torch.float32)
+    reader, planner = FileSystemReader(path), DefaultLoadPlanner()
+    planner.set_up_planner({key: tensor}, metadata, is_coordinator=True)
+    reader.set_up_storage_reader(metadata, is_coordinator=True)
+    try:
+        plan = planner.create_local_plan()
+        covered = sum(item.lengths.numel() for item in plan.items)
+        if covered != tensor.numel():
+            raise CheckpointError(
+                f"{path} holds only {covered:,} of the {tensor.numel():,} elements of {key}: it is damaged"
+            )
+        reader.read_data(planner.finish_plan(plan), planner).wait()
+    except CheckpointError:
+        raise
+    except Exception as error:  # torch.load raises many kinds for a damaged file
+        raise CheckpointError(f"{path} is damaged: {key} cannot be read ({error})") from error
+    return tensor

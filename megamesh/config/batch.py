@@ -1,0 +1,64 @@
+"""Batch arithmetic: train batch = micro-batch × accumulation steps × data-parallel size; any two of the first three give the third."""
+
+from dataclasses import dataclass
+
+from megamesh.config.sections import BatchConfig, ParallelConfig
+from megamesh.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ResolvedBatch:
+    """Batch sizes that agree: train_batch_size = micro_batch_size · gradient_accumulation_steps · data_parallel_size (in samples)."""
+
+    train_batch_size: int
+    micro_batch_size: int
+    gradient_accumulation_steps: int
+    data_parallel_size: int
+
+
+def data_parallel_size(parallel: ParallelConfig, world_size: int) -> int:
+    """Ranks that hold a copy of the model each, of `world_size` processes; ConfigError where it does not divide."""
+    ranks = max(parallel.pipe_parallel_size, 1) * parallel.model_parallel_size
+    if world_size % ranks:
+        raise ConfigError(
+            f"{world_size} processes cannot be divided into copies of pipe_parallel_size={parallel.pipe_parallel_size} × "
+            f"model_parallel_size={parallel.model_parallel_size} = {ranks} ranks; start a multiple of {ranks}"
+        )
+    return world_size // ranks
+
+
+def resolve_batch(batch: BatchConfig, data_parallel_size: int) -> ResolvedBatch:
+    """Complete the batch sizes for a data-parallel size; ConfigError names all three and the size where they contradict.
+
+    With only the train batch given, the micro-batch takes all of it (one accumulation step); with one of the others, the
+    remaining one is 1.
+    """
+    total, micro, steps = (
+        batch.train_batch_size,
+        batch.train_micro_batch_size_per_gpu,
+        batch.gradient_accumulation_steps,
+    )
+    if total is None:
+        total = (micro or 1) * (steps or 1) * data_parallel_size
+    if micro is None and steps is None:
+        micro, steps = total // data_parallel_size, 1
+    elif micro is None:
+        micro = total // (data_parallel_size * (steps or 1))
+    elif steps is None:
+        steps = total // (data_parallel_size * micro)
+    assert micro is not None and steps is not None, "one of the branches above sets both"
+    if micro * steps * data_parallel_size != total:
+        raise ConfigError(_contradiction(batch, data_parallel_size))
+    return ResolvedBatch(total, micro, steps, data_parallel_size)
+
+
+def _contradiction(batch: BatchConfig, data_parallel_size: int) -> str:
+    per_rank = (batch.train_micro_batch_size_per_gpu or 1) * (batch.gradient_accumulation_steps or 1)
+    unit = per_rank * data_parallel_size
+    nearest = max(round((batch.train_batch_size or unit) / unit), 1) * unit
+    given = ", ".join(f"{key}={value}" for key, value in batch.model_dump().items() if value is not None)
+    whole = batch.train_micro_batch_size_per_gpu is not None and batch.gradient_accumulation_steps is not None
+    mend = (
+        f"use train_batch_size: {unit}, or leave one of the three out" if whole else f"use train_batch_size: {nearest}"
+    )
+    return f"{given} contradict each other at data-parallel size {data_parallel_size}; {mend}"

@@ -1,0 +1,176 @@
+"""Rules of the model: shapes that fit, attention that exists, recursion that adds up, parallel sizes that are supported."""
+
+from collections.abc import Iterator
+
+from megamesh.config.recursion import parse_recursion, parse_scheme
+from megamesh.config.rule import Given, Rule, divisors, either, rule
+from megamesh.errors import ConfigError
+
+DENSE_ATTENTION = ("flash", "global")
+
+
+@rule("hidden_size", "num_attention_heads")
+def heads_divide_hidden_size(given: Given) -> Iterator[str]:
+    model = given.run.model
+    if model.hidden_size % model.num_attention_heads:
+        fitting = either(divisors(model.hidden_size))
+        yield f"{given.show('num_attention_heads')} does not divide {given.show('hidden_size')}; use {fitting}"
+
+
+@rule("num_attention_heads", "num_kv_heads")
+def kv_heads_divide_heads(given: Given) -> Iterator[str]:
+    model = given.run.model
+    if model.num_attention_heads % model.kv_heads:
+        fitting = either(divisors(model.num_attention_heads))
+        yield f"{given.show('num_kv_heads')} does not divide {given.show('num_attention_heads')}; use {fitting}"
+
+
+@rule("pos_emb", "rotary_pct", "hidden_size", "num_attention_heads")
+def rotary_turns_something(given: Given) -> Iterator[str]:
+    model = given.run.model
+    if model.pos_emb == "rotary" and model.rotary_dim < 2:
+        yield (
+            f"{given.show('rotary_pct')} of head dimension {model.head_dim} rotates no pair of dimensions; "
+            f"use at least {2 / max(model.head_dim, 2):g}, or pos_emb: none"
+        )
+
+
+@rule("pos_emb", "seq_length", "max_position_embeddings")
+def positions_cover_sequence(given: Given) -> Iterator[str]:
+    model = given.run.model
+    if model.pos_emb == "learned" and model.sequence_length > model.max_position_embeddings:
+        yield (
+            f"{given.show('seq_length')} is longer than {given.show('max_position_embeddings')} learned positions; "
+            f"use max_position_embeddings: {model.sequence_length}, or pos_emb: rotary"
+        )
+
+
+@rule("attention_config", "num_layers")
+def attention_is_dense(given: Given) -> Iterator[str]:
+    value, num_layers = given.run.model.attention_config, given.run.model.num_layers
+    if value is None:
+        return
+    mend = f'write [[["flash"], {num_layers}]] or remove it'
+    try:
+        groups = [(list(map(str, kinds)), None if count == "all" else int(count)) for kinds, count in value]
+    except (TypeError, ValueError):
+        yield f'{given.show("attention_config")} is not a list of [["flash", …], count]; {mend}'
+        return
+    unknown = sorted({kind for kinds, _ in groups for kind in kinds} - set(DENSE_ATTENTION))
+    if unknown:
+        yield f"{given.show('attention_config')}: {', '.join(unknown)} attention is not supported; {mend}"
+    covered = sum(len(kinds) * (count or 0) for kinds, count in groups)
+    if covered != num_layers and not any(count is None for _, count in groups):
+        yield f"{given.show('attention_config')} covers {covered} layers, not {given.show('num_layers')}; {mend}"
+
+
+@rule("gpt_j_tied", "gpt_j_residual")
+def tied_norm_needs_parallel_residual(given: Given) -> Iterator[str]:
+    if given.run.model.gpt_j_tied and not given.run.model.gpt_j_residual:
+        yield f"{given.show('gpt_j_tied')} needs a norm that attention and MLP can share; add gpt_j_residual: true or remove it"
+
+
+@rule("activation", "intermediate_size", "mlp_multiple_of", "hidden_size")
+def mlp_width_is_said_once(given: Given) -> Iterator[str]:
+    """NeoX's Llama files give both, and mean by intermediate_size three times the width that they build."""
+    model = given.run.model
+    if model.gated and given.has("intermediate_size") and given.has("mlp_multiple_of"):
+        assert model.intermediate_size is not None, "has() says that it is given"
+        neox = -(-(model.intermediate_size // 3) // model.mlp_multiple_of) * model.mlp_multiple_of
+        yield (
+            f"{given.show('intermediate_size')} and {given.show('mlp_multiple_of')} both say how wide a gated MLP is: intermediate_size "
+            f"is its true width here, while GPT-NeoX would build {neox} from these two; keep one, such as intermediate_size: {neox}"
+        )
+
+
+@rule("recursion", "num_layers")
+def recursion_adds_up(given: Given) -> Iterator[str]:
+    notation = given.run.recursion.recursion
+    if notation is None:
+        return
+    try:
+        layout = parse_recursion(notation)
+    except ConfigError as error:
+        yield f"{given.places['recursion']}: {error}"
+        return
+    if layout.compute_depth != given.run.model.num_layers:
+        yield (
+            f"{given.show('recursion')} computes {layout.compute_depth} layers, but {given.show('num_layers')}; "
+            f"num_layers counts every pass of the core: write num_layers: {layout.compute_depth}"
+        )
+
+
+@rule("recursion_scheme")
+def scheme_exists(given: Given) -> Iterator[str]:
+    try:
+        parse_scheme(given.run.recursion.recursion_scheme)
+    except ConfigError as error:
+        yield f"{given.places['recursion_scheme']}: {error}"
+
+
+@rule(
+    "recursion",
+    "recursion_scheme",
+    "mesh_num_slots",
+    "mesh_router_init",
+    "mesh_transition_input",
+    "mesh_router_slot_bias",
+)
+def scheme_needs_recursion(given: Given) -> Iterator[str]:
+    if given.run.recursion.recursion is not None:
+        return
+    for key in (
+        "recursion_scheme",
+        "mesh_num_slots",
+        "mesh_router_init",
+        "mesh_transition_input",
+        "mesh_router_slot_bias",
+    ):
+        if given.has(key):
+            yield f"{given.show(key)} has no effect without recursion; add recursion, such as 4+8R2+4, or remove it"
+
+
+@rule("recursion", "recursion_scheme", "mesh_num_slots", "mesh_router_init")
+def slot_init_has_its_slots(given: Given) -> Iterator[str]:
+    recursion = given.run.recursion
+    if recursion.recursion is None or recursion.recursion_scheme != "mesh" or recursion.mesh_router_init != "slot":
+        return
+    try:
+        layout = parse_recursion(recursion.recursion)
+    except ConfigError:
+        return
+    if recursion.mesh_num_slots is not None and recursion.mesh_num_slots < layout.num_loops + 2:
+        yield (
+            f"{given.show('mesh_num_slots')} is too few for mesh_router_init=slot, which gives each of the loops + 2 states a slot "
+            f"of its own; use at least {layout.num_loops + 2}, or mesh_router_init: normal"
+        )
+
+
+@rule("pipe_parallel_size", "model_parallel_size", "sequence_parallel")
+def parallel_sizes_are_supported(given: Given) -> Iterator[str]:
+    parallel = given.run.parallel
+    if parallel.pipe_parallel_size > 1:
+        yield f"{given.show('pipe_parallel_size')}: pipeline parallelism is not supported in this version; use 0 or 1"
+    if parallel.model_parallel_size > 1:
+        yield (
+            f"{given.show('model_parallel_size')}: tensor parallelism is not supported in this version; use 1, with "
+            "zero_optimization stage 2 or 3 where the model is too large for one device"
+        )
+    elif parallel.sequence_parallel:
+        yield f"{given.show('sequence_parallel')} needs model_parallel_size greater than 1; use false"
+
+
+MODEL_RULES: tuple[Rule, ...] = (
+    heads_divide_hidden_size,
+    kv_heads_divide_heads,
+    rotary_turns_something,
+    positions_cover_sequence,
+    attention_is_dense,
+    tied_norm_needs_parallel_residual,
+    mlp_width_is_said_once,
+    recursion_adds_up,
+    scheme_exists,
+    scheme_needs_recursion,
+    slot_init_has_its_slots,
+    parallel_sizes_are_supported,
+)

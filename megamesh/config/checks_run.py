@@ -1,0 +1,149 @@
+"""Rules of the run: batch sizes, length, data, tokenizer, checkpoints."""
+
+from collections.abc import Iterator
+
+from megamesh.config.rule import Given, Rule, rule
+
+BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+SPLITS = ("train", "valid", "test")
+
+
+@rule(*BATCH_KEYS)
+def batch_sizes_agree(given: Given) -> Iterator[str]:
+    """Whatever the data-parallel size will be, the train batch is a multiple of what one rank does per step."""
+    batch = given.run.batch
+    per_rank = (batch.train_micro_batch_size_per_gpu or 1) * (batch.gradient_accumulation_steps or 1)
+    if batch.train_batch_size is not None and batch.train_batch_size % per_rank:
+        factors = " × ".join(given.show(key) for key in BATCH_KEYS[1:] if given.has(key))
+        product = f"{factors} = {per_rank}" if "×" in factors else factors
+        yield f"{given.show('train_batch_size')} is not a multiple of {product}; make it one, or leave one of the keys out"
+
+
+@rule(*BATCH_KEYS, for_training=True)
+def batch_is_given(given: Given) -> Iterator[str]:
+    if not any(given.has(key) for key in BATCH_KEYS):
+        yield f"no batch size is given; write {BATCH_KEYS[0]} (all processes) or {BATCH_KEYS[1]} (one process)"
+
+
+@rule("train_iters", "train_epochs")
+def length_is_said_once(given: Given) -> Iterator[str]:
+    if given.has("train_iters") and given.has("train_epochs"):
+        yield f"{given.show('train_iters')} and {given.show('train_epochs')} both say how long the run is; keep one"
+
+
+@rule("train_iters", "train_epochs", for_training=True)
+def length_is_given(given: Given) -> Iterator[str]:
+    if not given.has("train_iters") and not given.has("train_epochs"):
+        yield "the length of the run is not given; write train_iters (steps) or train_epochs (passes over the training data)"
+
+
+@rule("checkpoint_activations_per", "recursion")
+def loop_recomputation_needs_recursion(given: Given) -> Iterator[str]:
+    if given.run.training.checkpoint_activations_per == "loop" and given.run.recursion.recursion is None:
+        yield f"{given.show('checkpoint_activations_per')} needs recursion; use checkpoint_activations_per: block"
+
+
+@rule("data_path", "train_data_paths", "valid_data_paths", "test_data_paths")
+def data_is_said_once(given: Given) -> Iterator[str]:
+    lists = [key for key in (f"{split}_data_paths" for split in SPLITS) if given.has(key)]
+    if given.has("data_path") and lists:
+        yield f"{given.show('data_path')} and {given.show(lists[0])} exclude each other; split divides data_path into train, valid and test"
+    elif lists and given.run.data.train_data_paths is None:
+        yield f"{given.show(lists[0])} needs train_data_paths beside it"
+    for key in lists:
+        if given.value(key) == []:
+            yield f"{given.show(key)} is empty; list at least one prefix or remove it"
+
+
+@rule("data_path", "train_data_paths", for_training=True)
+def data_is_given(given: Given) -> Iterator[str]:
+    if not given.has("data_path") and not given.has("train_data_paths"):
+        yield "no data is given; write data_path (one prefix, divided by split) or train_data_paths and valid_data_paths"
+
+
+@rule(*(f"{split}_data_{kind}" for split in SPLITS for kind in ("paths", "weights")))
+def weights_match_paths(given: Given) -> Iterator[str]:
+    for split in SPLITS:
+        paths, weights = given.value(f"{split}_data_paths"), given.value(f"{split}_data_weights")
+        if weights is None:
+            continue
+        shown = given.show(f"{split}_data_weights")
+        if paths is None:
+            yield f"{shown} needs {split}_data_paths"
+        elif len(weights) != len(paths):
+            yield f"{shown} has {len(weights)} weights for the {len(paths)} prefixes of {split}_data_paths; give one each"
+        elif min(weights, default=0) < 0 or sum(weights) <= 0:
+            yield f"{shown}: weights must not be negative, and one must be positive"
+
+
+@rule("split", "data_path", "eval_iters")
+def split_has_shares(given: Given) -> Iterator[str]:
+    try:
+        train, valid, _ = given.run.data.split_shares
+    except ValueError as error:
+        yield f"{given.show('split')}: {error}; write shares of train, valid and test such as 969,30,1"
+        return
+    if not given.has("data_path"):
+        return
+    if train == 0:
+        yield f"{given.show('split')} leaves nothing to train on; give the first share a value above 0"
+    if valid == 0 and given.run.training.eval_iters:
+        yield f"{given.show('split')} leaves nothing to validate on; write eval_iters: 0, or give the second share a value above 0"
+
+
+@rule("train_data_paths", "valid_data_paths", "eval_iters")
+def evaluation_has_data(given: Given) -> Iterator[str]:
+    if given.has("train_data_paths") and not given.has("valid_data_paths") and given.run.training.eval_iters:
+        yield f"{given.show('eval_iters')} evaluations need valid_data_paths; add them, or write eval_iters: 0"
+
+
+@rule("vocab_size", "tokenizer_type", "vocab_file", for_training=True)
+def vocabulary_is_known(given: Given) -> Iterator[str]:
+    if (
+        not given.has("vocab_size")
+        and not given.has("vocab_file")
+        and given.run.tokenizer.tokenizer_type != "CharLevelTokenizer"
+    ):
+        yield f"{given.show('tokenizer_type')} needs vocab_file; write its path"
+
+
+@rule("checkpoint_scale", "checkpoint_factor")
+def log_scale_grows(given: Given) -> Iterator[str]:
+    factor = given.run.checkpoint.checkpoint_factor
+    if given.run.checkpoint.checkpoint_scale == "log" and (factor is None or factor == 1):
+        yield f"{given.show('checkpoint_scale')} saves at powers of checkpoint_factor; write checkpoint_factor: 2 or more"
+
+
+@rule("extra_save_iters")
+def extra_saves_are_steps(given: Given) -> Iterator[str]:
+    if any(step < 0 for step in given.run.checkpoint.extra_save_iters):
+        yield f"{given.show('extra_save_iters')} holds a negative step; steps start at 0"
+
+
+@rule("finetune", "no_load_optim", "load", "save")
+def loading_has_a_source(given: Given) -> Iterator[str]:
+    checkpoint = given.run.checkpoint
+    if checkpoint.finetune and checkpoint.load is None:
+        yield f"{given.show('finetune')} needs load, the folder of the weights to start from"
+    if checkpoint.finetune and checkpoint.load is not None and checkpoint.load == checkpoint.save:
+        yield f"{given.show('load')} and save are one folder, so that a restart with finetune would begin again; use another save"
+    if checkpoint.no_load_optim and checkpoint.load is None and checkpoint.save is None:
+        yield f"{given.show('no_load_optim')} has no effect without load; add load or remove it"
+
+
+RUN_RULES: tuple[Rule, ...] = (
+    batch_sizes_agree,
+    batch_is_given,
+    length_is_said_once,
+    length_is_given,
+    loop_recomputation_needs_recursion,
+    data_is_said_once,
+    data_is_given,
+    weights_match_paths,
+    split_has_shares,
+    evaluation_has_data,
+    vocabulary_is_known,
+    log_scale_grows,
+    extra_saves_are_steps,
+    loading_has_a_source,
+)

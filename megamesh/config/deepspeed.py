@@ -1,0 +1,59 @@
+"""The dictionary that DeepSpeed is initialised with, from the sections that it concerns.
+
+    precision   ZeRO asked   what DeepSpeed runs
+    fp32        0            plain data parallelism
+    fp32        1, 2, 3      that stage
+    bfloat16    0            stage 1's machinery (said in one line): same numbers, less memory
+    bfloat16    1, 2, 3      that stage, with fp32 masters
+
+Gradients accumulate in fp32 always. DeepSpeed 0.19.8 cannot do that in bfloat16 at stage 0, where it also takes an optimizer step
+at construction; so nothing is built on it.
+"""
+
+import logging
+from typing import Any
+
+from megamesh.config.batch import ResolvedBatch
+from megamesh.config.checks_optimizer import ZERO_KEYS
+from megamesh.config.sections import OptimizerConfig, PrecisionConfig
+
+log = logging.getLogger(__name__)
+
+NEVER = 10**9
+"""Steps between DeepSpeed's own progress lines; ours are written by the training hooks."""
+
+
+def effective_zero_stage(optimizer: OptimizerConfig, precision: PrecisionConfig) -> int:
+    """The ZeRO stage that runs: the one asked for, but at least 1 in bfloat16."""
+    return max(optimizer.zero_stage, 1) if precision.precision == "bfloat16" else optimizer.zero_stage
+
+
+def deepspeed_config(optimizer: OptimizerConfig, precision: PrecisionConfig, batch: ResolvedBatch) -> dict[str, Any]:
+    """DeepSpeed's configuration; keys of the user's zero_optimization block are passed on as they are."""
+    stage = effective_zero_stage(optimizer, precision)
+    if stage != optimizer.zero_stage:
+        log.info("bfloat16 with ZeRO %d runs on ZeRO 1: same numbers, less memory", optimizer.zero_stage)
+    zero = {key: value for key, value in optimizer.zero_optimization.items() if key in ZERO_KEYS and value is not None}
+    config: dict[str, Any] = {
+        "train_batch_size": batch.train_batch_size,
+        "train_micro_batch_size_per_gpu": batch.micro_batch_size,
+        "gradient_accumulation_steps": batch.gradient_accumulation_steps,
+        "gradient_clipping": optimizer.gradient_clipping,
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                "lr": optimizer.peak_lr,
+                "betas": list(optimizer.betas),
+                "eps": optimizer.eps,
+                "weight_decay": optimizer.weight_decay,
+                "torch_adam": True,
+            },
+        },
+        "zero_optimization": {**zero, "stage": stage},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "steps_per_print": NEVER,
+        "wall_clock_breakdown": False,
+    }
+    if precision.precision == "bfloat16":
+        config["bf16"] = {"enabled": True, "immediate_grad_update": True}
+    return config

@@ -1,0 +1,202 @@
+"""YAML files → one validated `RunConfig`, or one error that lists every problem.
+
+    files ──yaml_files──▶ flat keys ──┬─ ours ──▶ sections (types, ranges) ──▶ checks.py (rules across sections) ──▶ RunConfig
+                 overrides ──▶────────┼─ NeoX's: renamed, ignored (one notice) or refused (neox.py)
+                                      └─ anything else: a problem that names the nearest known key
+
+Problems never hide each other: a rule is left out only where a key that it reads is itself wrong. Nothing but the YAML files is
+read, and no process group is needed.
+"""
+
+import difflib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from megamesh.config.checks import check_complete, check_rules
+from megamesh.config.neox import FP16_REASON, IGNORED, PRECISION_BLOCKS, REFUSED, RENAMED, precision_of
+from megamesh.config.rule import Given, show_value
+from megamesh.config.sections import SECTIONS, RunConfig, Section
+from megamesh.config.yaml_files import FlatKeys, apply_overrides, normalise, read_files
+from megamesh.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+SECTION_OF: dict[str, str] = {key: name for name, section in SECTIONS.items() for key in section.model_fields}
+"""Key → name of the section that it belongs to."""
+
+_REASONS = {
+    "int_type": "is not a whole number",
+    "int_from_float": "is not a whole number",
+    "float_type": "is not a number",
+    "bool_type": "is not true or false",
+    "string_type": "is not text",
+    "list_type": "is not a list",
+    "dict_type": "is not a block of keys",
+    "finite_number": "is not a finite number",
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be greater than {gt}",
+    "less_than_equal": "must be at most {le}",
+    "less_than": "must be less than {lt}",
+}
+
+
+@dataclass(frozen=True)
+class LoadedConfig:
+    """A run's configuration, and where it came from."""
+
+    run: RunConfig
+    sources: dict[str, str]
+    """File name → YAML text (and `overrides.yml`), stored with checkpoints."""
+    ignored_keys: list[str]
+    """GPT-NeoX keys that were given and have no meaning here."""
+    places: dict[str, str]
+    """Key → `file:line`, for every key that was given."""
+    missing: list[str]
+    """What a training run would need and is not said; empty where the configuration was loaded for training."""
+
+
+def load_config(
+    paths: Sequence[str | Path], overrides: Mapping[str, Any] | None = None, *, for_training: bool = True
+) -> LoadedConfig:
+    """Read, merge and validate YAML files; `overrides` replace single keys (the command line's `--set`).
+
+    With `for_training` False a configuration without batch size, length or data is accepted too, enough to count a model;
+    what is missing is listed.
+    Raises ConfigError with all problems, each with its file and line.
+    """
+    flat = read_files(paths)
+    _rename(flat)
+    overrides = {RENAMED.get(normalise(key), normalise(key)): value for key, value in (overrides or {}).items()}
+    apply_overrides(flat, overrides)
+    _choose_precision(flat, superseded="precision" in overrides)
+    values, ignored = _sort_keys(flat)
+    sections: dict[str, Any] = {}
+    bad_keys: set[str] = set()
+    for name, section in SECTIONS.items():
+        sections[name] = _build_section(section, values[name], flat, bad_keys)
+    run = RunConfig.model_construct(**sections)
+    given = Given(run, flat.places)
+    missing = check_complete(given, bad_keys)
+    flat.problems += check_rules(given, bad_keys) + (missing if for_training else [])
+    if flat.problems:
+        raise ConfigError(flat.problems)
+    if ignored:
+        log.info("GPT-NeoX keys without meaning here: %s", ", ".join(ignored))
+    return LoadedConfig(run, flat.texts, ignored, flat.places, missing)
+
+
+def _rename(flat: FlatKeys) -> None:
+    """Give NeoX's other spellings the name of the key that they mean."""
+    for key in [key for key in flat.values if key in RENAMED]:
+        flat.add(RENAMED[key], flat.values.pop(key), flat.places.pop(key))
+
+
+def _choose_precision(flat: FlatKeys, superseded: bool) -> None:
+    """Turn `fp16` and `bf16` blocks into `precision`; a `precision` on the command line supersedes them."""
+    asked: dict[str, str] = {}
+    for key in PRECISION_BLOCKS:
+        if key not in flat.values:
+            continue
+        block = flat.values.pop(key)
+        try:
+            wanted = precision_of(key, block)
+        except ValueError as error:
+            flat.problems.append(
+                f"{flat.places[key]}: {key}={show_value(block)} {error}; write precision: bfloat16 or fp32"
+            )
+            continue
+        if wanted is not None and not superseded:
+            asked[key] = wanted
+    asked = {
+        key: wanted
+        for key, wanted in asked.items()
+        if wanted != "fp32" or (len(asked) == 1 and "precision" not in flat.values)
+    }
+    for key, wanted in asked.items():
+        if "precision" not in flat.values:
+            flat.values["precision"], flat.places["precision"] = wanted, flat.places[key]
+        elif flat.values["precision"] != wanted:
+            flat.problems.append(
+                f"{flat.places[key]}: the {key} block asks for {wanted}, but {flat.places['precision']} says "
+                f"precision={flat.values['precision']}; keep one of them"
+            )
+
+
+def _sort_keys(flat: FlatKeys) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Values by section, and the ignored keys; keys that are unknown or refused become problems."""
+    values: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
+    ignored: list[str] = []
+    for key, value in flat.values.items():
+        if key in SECTION_OF:
+            if value is not None:
+                values[SECTION_OF[key]][key] = value
+        elif key in IGNORED:
+            ignored.append(key)
+        elif key in REFUSED:
+            if not REFUSED[key].accepts(value):
+                flat.problems.append(f"{flat.places[key]}: {key}={show_value(value)}: {REFUSED[key].reason}")
+        else:
+            flat.problems.append(f"{flat.places[key]}: {key} is not a known key; {_nearest(key)}")
+    return values, ignored
+
+
+def _nearest(key: str) -> str:
+    known = [*SECTION_OF, *RENAMED, *IGNORED, *REFUSED, *PRECISION_BLOCKS]
+    ours = difflib.get_close_matches(key, SECTION_OF, n=1, cutoff=0.7)
+    nearest = ours or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"did you mean {nearest[0]}?" if nearest else "examples/configs/REFERENCE.md lists all keys"
+
+
+def _build_section(section: type[Section], values: dict[str, Any], flat: FlatKeys, bad_keys: set[str]) -> Section:
+    """Validate one section; wrong keys are reported, added to `bad_keys` and left at their defaults."""
+    values = {key: _whole(section, key, value) for key, value in values.items()}
+    try:
+        return section.model_validate(values, strict=True)
+    except ValidationError as invalid:
+        for error in invalid.errors(include_url=False):
+            key = str(error["loc"][0])
+            if key not in bad_keys:
+                flat.problems.append(_problem(section, key, values.get(key), error, flat))
+            bad_keys.add(key)
+    return section.model_construct(**{key: value for key, value in values.items() if key not in bad_keys})
+
+
+def _whole(section: type[Section], key: str, value: Any) -> Any:
+    """`1e5` as the whole number that a count needs."""
+    annotation = section.model_fields[key].annotation
+    counts = int in (annotation, *get_args(annotation)) and float not in (annotation, *get_args(annotation))
+    return int(value) if counts and isinstance(value, float) and value.is_integer() else value
+
+
+def _problem(section: type[Section], key: str, value: Any, error: ErrorDetails, flat: FlatKeys) -> str:
+    if error["type"] == "missing":
+        description = section.model_fields[key].description
+        return f"{key} is missing and has no default: {description}"
+    if key == "precision" and value == "fp16":
+        return f"{flat.places[key]}: {FP16_REASON}"
+    context = error.get("ctx", {})
+    if error["type"] == "literal_error":
+        reason = f"is not one of {', '.join(map(str, _choices(section, key)))}"
+    else:
+        reason = _REASONS.get(error["type"], error["msg"]).format(**context)
+    where = "".join(f"[{part}]" for part in error["loc"][1:])
+    shown = error["input"] if where else value
+    quotes = (
+        " (write it without quotes)"
+        if isinstance(shown, str) and error["type"] in ("int_type", "float_type", "bool_type")
+        else ""
+    )
+    return f"{flat.places[key]}: {key}{where}={show_value(shown)} {reason}{quotes}"
+
+
+def _choices(section: type[Section], key: str) -> list[Any]:
+    """The values of a Literal field."""
+    annotation = section.model_fields[key].annotation
+    nested = [get_args(part) or (part,) for part in get_args(annotation)]
+    return [choice for group in nested for choice in group if choice is not type(None)]

@@ -1,0 +1,40 @@
+"""One micro-batch, shifted once.
+
+    rows of S+1 tokens ─▶ tokens = row[:-1], labels = row[1:], loss_mask = 1
+
+Shapes: B samples, S tokens. tokens_BS and labels_BS are int64, loss_mask_BS is float32.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs, next tokens, and which of them count in the loss."""
+
+    tokens_BS: Tensor  # noqa: N815
+    labels_BS: Tensor  # noqa: N815
+    loss_mask_BS: Tensor  # noqa: N815
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on a device; from pinned memory the copy does not block."""
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self.inputs()))
+
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What the model's forward takes, in its order."""
+        return self.tokens_BS, self.labels_BS, self.loss_mask_BS
+
+    def pin_memory(self) -> "Batch":
+        return Batch(*(tensor.pin_memory() for tensor in self.inputs()))
+
+
+def make_batch(samples: Sequence[np.ndarray]) -> Batch:
+    """Rows of S+1 token ids → Batch of S positions; every position counts."""
+    rows = torch.from_numpy(np.stack(samples).astype(np.int64, copy=False))
+    labels_BS = rows[:, 1:].contiguous()
+    return Batch(rows[:, :-1].contiguous(), labels_BS, torch.ones(labels_BS.shape, dtype=torch.float32))

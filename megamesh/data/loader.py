@@ -1,0 +1,137 @@
+"""Samples → batches, read ahead by worker processes.
+
+    micro_batch_ids ─▶ [worker: dataset[i] for i in ids ─▶ Batch] ─▶ iterate_batches
+
+The batches and their order do not depend on the number of workers. No global random stream is touched: the torch DataLoader has a
+generator of its own. Workers ignore the signals on which a run saves and leaves (a scheduler sends them to every process); they end with
+the iterator, at the interpreter's exit, or, within seconds, when the training process is gone.
+"""
+
+import atexit
+import signal
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from megamesh.data.batch import Batch, make_batch
+from megamesh.data.dataset import TokenDataset
+from megamesh.data.sampler import micro_batch_ids
+from megamesh.errors import DataError, MegaMeshError
+
+_running: "weakref.WeakSet[_Batches]" = weakref.WeakSet()
+
+
+def iterate_batches(
+    dataset: TokenDataset,
+    *,
+    consumed_samples: int,
+    total_samples: int,
+    micro_batch_size: int,
+    dp_rank: int,
+    dp_size: int,
+    num_workers: int,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """Every micro-batch of this rank from sample `consumed_samples` up to `total_samples`, in order.
+
+    Raises DataError where the dataset has fewer than `total_samples`, and what reading raised in a worker.
+    """
+    if total_samples > len(dataset):
+        raise DataError(f"{total_samples} samples are wanted of a dataset of {len(dataset)}; build it for that many")
+    ids = micro_batch_ids(consumed_samples, total_samples, micro_batch_size, dp_rank, dp_size)
+    if num_workers == 0:
+        batches = (_MicroBatches(dataset).read(i) for i in ids)
+        return (batch.pin_memory() for batch in batches) if pin_memory else batches
+    return _Batches(dataset, ids, num_workers, pin_memory)
+
+
+class _Batches(Iterator[Batch]):
+    """An iterator that owns worker processes; `close` ends them."""
+
+    def __init__(self, dataset: TokenDataset, ids: Iterator[range], num_workers: int, pin_memory: bool):
+        loader: DataLoader = DataLoader(
+            _MicroBatches(dataset),
+            batch_size=None,
+            sampler=_Ids(ids),
+            num_workers=num_workers,
+            collate_fn=_unchanged,
+            generator=torch.Generator(),
+            worker_init_fn=_start_worker,
+            pin_memory=pin_memory,
+        )
+        self._source: Iterator | None = iter(loader)
+        _running.add(self)
+
+    def __next__(self) -> Batch:
+        if self._source is None:
+            raise StopIteration
+        try:
+            item = next(self._source)
+        except StopIteration:
+            self.close()
+            raise
+        except RuntimeError as error:
+            self.close()
+            if "DataLoader worker" not in str(error):
+                raise
+            raise DataError(
+                f"a data loader process died ({error}); is memory or /dev/shm full? num_workers: 0 reads without such processes"
+            ) from error
+        if isinstance(item, MegaMeshError):
+            self.close()
+            raise item
+        return item
+
+    def close(self) -> None:
+        """End the workers; further calls of next() stop."""
+        source, self._source = self._source, None
+        if source is not None:
+            _running.discard(self)
+            del source  # the DataLoader's iterator ends its workers when it is collected
+
+    def __del__(self) -> None:
+        self._source = None
+
+
+class _MicroBatches(Dataset):
+    """Index by the sample numbers of a micro-batch. Errors with a message for the user are returned, so that no worker's traceback wraps
+    them."""
+
+    def __init__(self, dataset: TokenDataset):
+        self._dataset = dataset
+
+    def read(self, ids: range) -> Batch:
+        return make_batch([self._dataset[i] for i in ids])
+
+    def __getitem__(self, ids: range) -> Batch | MegaMeshError:
+        try:
+            return self.read(ids)
+        except MegaMeshError as error:
+            return error
+
+
+class _Ids(Sampler[range]):
+    def __init__(self, ids: Iterator[range]):
+        self._ids = ids
+
+    def __iter__(self) -> Iterator[range]:
+        return self._ids
+
+
+def _unchanged(item: Any) -> Any:
+    return item
+
+
+def _start_worker(_worker: int) -> None:
+    for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+@atexit.register
+def _close_all() -> None:
+    """Runs before multiprocessing's own exit, which would wait for workers that ignore SIGTERM."""
+    for batches in list(_running):
+        batches.close()

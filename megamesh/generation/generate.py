@@ -1,0 +1,168 @@
+"""Continuations of prompts, several at a time.
+
+    prompts of different lengths ──padded on the left──▶ [B, S] ──prefill──▶ KV cache, last logits ──sample──▶ token ─┐
+                                                                               ▲                                      │
+                                                                               └── one token per sequence ◀───────────┘
+
+Contract: a batch gives each prompt the tokens that it would get alone (up to rounding), greedy or sampled; a sequence ends after
+`stop_id`, which is not part of the result. Ids from `vocab_size` on (rows that pad the vocabulary) are never produced.
+
+Letters: B batch, S sequence, V padded vocabulary.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megamesh.errors import ConfigError
+from megamesh.generation.cache import KVCache
+from megamesh.generation.sampling import Sampler, Sampling
+from megamesh.model.transformer import Transformer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """The new tokens of one prompt; `stopped` where the model ended it, else the limit on new tokens did."""
+
+    tokens: list[int]
+    stopped: bool
+
+
+def generate(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    vocab_size: int,
+    stop_id: int | None,
+    sampling: Sampling = Sampling(),
+    batch_size: int = 8,
+) -> list[Continuation]:
+    """Continue every prompt (token ids, at least one each); results in the order of the prompts.
+
+    Raises ConfigError for an empty prompt, or one that leaves no room within learned positions.
+    """
+    results: dict[int, list[int]] = {index: [] for index in range(len(prompts))}
+    stopped: set[int] = set()
+    for first in range(0, len(prompts), batch_size):
+        indices = list(range(first, min(first + batch_size, len(prompts))))
+        batch = [prompts[index] for index in indices]
+        for step in _steps(model, batch, indices, max_new_tokens, vocab_size, stop_id, sampling):
+            for index, token in step.items():
+                if token == stop_id:
+                    stopped.add(index)
+                else:
+                    results[index].append(token)
+    return [Continuation(tokens, index in stopped) for index, tokens in results.items()]
+
+
+def stream(
+    model: Transformer,
+    prompt: Sequence[int],
+    *,
+    max_new_tokens: int,
+    vocab_size: int,
+    stop_id: int | None,
+    sampling: Sampling = Sampling(),
+    index: int = 0,
+) -> Iterator[int]:
+    """The tokens of `generate` for one prompt, each as soon as it is known. `index` keys the random stream."""
+    for step in _steps(model, [prompt], [index], max_new_tokens, vocab_size, stop_id, sampling):
+        if step[index] != stop_id:
+            yield step[index]
+
+
+def _steps(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    indices: list[int],
+    max_new_tokens: int,
+    vocab_size: int,
+    stop_id: int | None,
+    sampling: Sampling,
+) -> Iterator[dict[int, int]]:
+    """Per step, the next token of every sequence that is still going, keyed by the prompt's index."""
+    _check(model, prompts, max_new_tokens)
+    sampler = Sampler(sampling, indices)
+    device = next(model.parameters()).device
+    state = _Decoder(model, pad_left(prompts, device), [len(prompt) for prompt in prompts], max_new_tokens)
+    for _ in range(max_new_tokens):
+        tokens_B = sampler(state.next_logits()[:, :vocab_size])
+        tokens = tokens_B.tolist()
+        yield dict(zip(indices, tokens, strict=True))
+        going = [row for row, token in enumerate(tokens) if token != stop_id]
+        if not going:
+            return
+        if len(going) < len(tokens):
+            state.keep_rows(going)
+            sampler.keep_rows(going)
+            indices = [indices[row] for row in going]
+            tokens_B = tokens_B[going]
+        state.append(tokens_B)
+
+
+def _check(model: Transformer, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    if max_new_tokens < 1:
+        raise ConfigError(f"max_new_tokens={max_new_tokens} asks for nothing; use 1 or more")
+    if any(len(prompt) == 0 for prompt in prompts):
+        raise ConfigError("a prompt has no tokens; start from the end-of-document token to write a new document")
+    longest, limit = max(len(prompt) for prompt in prompts) + max_new_tokens, model.config.max_position_embeddings
+    if longest > limit and model.position_embedding is not None:
+        raise ConfigError(
+            f"a prompt and max_new_tokens={max_new_tokens} make {longest} tokens, more than the {limit} positions that the model has learned; shorten one of them"
+        )
+    if longest > limit:
+        log.warning("%d tokens are more than the %d that the model was trained on; quality may fall", longest, limit)
+
+
+def pad_left(prompts: Sequence[Sequence[int]], device: torch.device | str) -> Tensor:
+    """Prompts of different lengths as [B, S], the shorter ones filled with id 0 on the left."""
+    longest = max(len(prompt) for prompt in prompts)
+    rows = [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
+    return torch.tensor(rows, dtype=torch.int64, device=device)
+
+
+class _Decoder:
+    """The sequences of a batch, their cache, and the tokens that the model has not read yet."""
+
+    def __init__(self, model: Transformer, tokens_BS: Tensor, lengths: list[int], max_new_tokens: int):
+        self.model, self.unread_BS = model, tokens_BS
+        self.padding_B1 = tokens_BS.shape[1] - torch.tensor(lengths, device=tokens_BS.device)[:, None]
+        self.padded = bool((self.padding_B1 > 0).any())
+        self.cache = KVCache(model.config.num_layers, tokens_BS.shape[1] + max_new_tokens)
+
+    @torch.no_grad()
+    def next_logits(self) -> Tensor:
+        """Read what is unread; logits [B, V] for the token after it."""
+        start, end = self.cache.length, self.cache.length + self.unread_BS.shape[1]
+        places_S = torch.arange(start, end, device=self.unread_BS.device)
+        positions = (places_S - self.padding_B1).clamp(min=0) if self.padded else places_S
+        mask = left_padding_mask(self.padding_B1, places_S) if self.padded else None
+        logits_BSV = self.model.logits(self.unread_BS, positions, mask, self.cache)
+        self.cache.advance(end - start)
+        return logits_BSV[:, -1]
+
+    def append(self, tokens_B: Tensor) -> None:
+        self.unread_BS = tokens_B[:, None]
+
+    def keep_rows(self, rows: list[int]) -> None:
+        index = torch.tensor(rows, device=self.padding_B1.device)
+        self.padding_B1 = self.padding_B1[index]
+        self.cache.keep_rows(index)
+
+
+def left_padding_mask(padding_B1: Tensor, places_S: Tensor) -> Tensor:
+    """Who attends to whom, bool [B, 1, S, keys], for queries at `places_S` of rows that begin with `padding_B1` filler tokens.
+
+    Filler attends to itself, so that no row of the softmax is empty; nothing else attends to it.
+    """
+    keys = torch.arange(int(places_S[-1]) + 1, device=places_S.device)
+    causal = keys[None, :] <= places_S[:, None]
+    real = keys[None, None, :] >= padding_B1[:, :, None]
+    itself = keys[None, :] == places_S[:, None]
+    return ((causal & real) | itself)[:, None]

@@ -1,0 +1,1 @@
+"""Hugging Face: our models written for transformers, and transformers' models read into ours."""

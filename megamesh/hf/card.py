@@ -1,0 +1,73 @@
+"""The README.md that travels with an export."""
+
+from megamesh.config.sections import ModelConfig, RecursionConfig
+from megamesh.hf.names import Architecture
+
+_CARD = """---
+library_name: transformers
+pipeline_tag: text-generation
+---
+
+# {name}
+
+A language model pretrained with MegaMesh.
+
+| | |
+|---|---|
+| architecture | {architecture} |
+| layers | {layers} |
+| hidden size, heads, key/value heads | {hidden}, {heads}, {kv_heads} |
+| longest trained sequence | {length} tokens |
+| vocabulary | {vocab} token ids, padded to {padded} rows |
+| weights | {dtype} |
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{name}"{trust})
+model = AutoModelForCausalLM.from_pretrained("{name}"{trust})
+inputs = tokenizer(["Once upon a time"], return_tensors="pt", padding=True, return_token_type_ids=False)
+print(tokenizer.batch_decode(model.generate(**inputs, max_new_tokens=40), skip_special_tokens=True)[0])
+```
+
+No text encodes to the ids from {vocab} to {padded}: their rows only pad the vocabulary. `generate` suppresses them; code that
+samples from the logits itself should do the same.
+{recursion}"""
+
+_RECURSION = """
+The core layers run {loops} times in a forward pass, so keys and values are cached for {depth} layers, the compute depth
+(`num_hidden_layers`). Recursion scheme: `{scheme}`, as in "MeSH: Memory-as-State-Highways for Recursive Transformers"
+(arXiv 2510.07739). The code beside the weights is written for transformers 5.23 and needs nothing else.
+"""
+
+
+def model_card(
+    name: str,
+    architecture: Architecture,
+    model: ModelConfig,
+    recursion: RecursionConfig,
+    vocab_size: int,
+    padded_vocab_size: int,
+    dtype: str,
+) -> str:
+    """Text of the card: what the model is, how to load it, what the padded rows are."""
+    layout = recursion.layout
+    own_code = architecture == "megamesh"
+    about = ""
+    if layout is not None:
+        about = _RECURSION.format(loops=layout.num_loops, depth=model.num_layers, scheme=recursion.recursion_scheme)
+    kind = {"gpt_neox": "GPTNeoXForCausalLM", "llama": "LlamaForCausalLM", "megamesh": "MegaMeshForCausalLM (code included)"}
+    return _CARD.format(
+        name=name,
+        architecture=kind[architecture],
+        layers=f"{layout} ({model.num_layers} of compute)" if layout else model.num_layers,
+        hidden=model.hidden_size,
+        heads=model.num_attention_heads,
+        kv_heads=model.kv_heads,
+        length=model.sequence_length,
+        vocab=vocab_size,
+        padded=padded_vocab_size,
+        dtype=dtype,
+        trust=", trust_remote_code=True" if own_code else "",
+        recursion=about,
+    )

@@ -1,0 +1,132 @@
+"""Sentencepiece model → tokenizer.json, verified before it is written.
+
+    model proto ─▶ pieces, scores, normaliser ─▶ tokenizers Unigram or BPE ─▶ same ids on probes? ─▶ tokenizer.json
+
+transformers' own converters assume a fixed normaliser and let `<s>` or `<0x0A>`, where they stand in a text, become control or byte
+tokens. Here control, unknown and byte pieces score so low that spelled-out text never uses them, and special tokens in text are spelled
+out, as sentencepiece does. What cannot be carried over shows up in the probes, and the export is refused.
+"""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
+
+from megamesh.errors import DataError
+from megamesh.tokenizer.backend import write_pretrained
+
+SPACE_MARK = "\u2581"
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+UNIGRAM, BPE = 1, 2
+PROBES = (
+    "",
+    " ",
+    "\n",
+    "\t",
+    "a",
+    "  two before, three after   ",
+    "def f(x):\n\tif x:\n\t\treturn  {'a': x}\n\n\n    return None\n",
+    "class A:\n    def b(self):\n        pass  # indented by 8\r\n",
+    "tabs\t\t\tand spaces   \t mixed\n \n\t\n",
+    "<s> </s> <unk> <pad> <0x0A> <0xFF> <|endoftext|> spelled out",
+    "naïve café, Ångström, ½, ﬁ, ①, e\u0301, 中文字符, кириллица, العربية, 🙂👩‍👩‍👧",
+    "control \x00\x01\x7f, \u200b\ufeff\u00a0\u2028",
+    "0123456789 3.14159e-10 0xFFFF ((((((((((()))))))))))",
+)
+
+
+def export_sentencepiece(
+    processor: SentencePieceProcessor, model: bytes, folder: Path, name: str, encode: Callable[[str], list[int]]
+) -> None:
+    """Write tokenizer.json and tokenizer_config.json that give the ids of `encode`; raises DataError where they would not."""
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.ParseFromString(model)
+    if proto.trainer_spec.model_type not in (UNIGRAM, BPE):
+        raise DataError(f"{name}: only unigram and bpe models can be written for transformers")
+    backend = _backend(proto)
+    backend.encode_special_tokens = True
+    for text in (*PROBES, *_random_texts(proto)):
+        ours, theirs = encode(text), list(backend.encode(text).ids)
+        if ours != theirs:
+            raise DataError(
+                f"{name}: cannot be written for transformers with the same token ids: {text!r} gives {ours} here and {theirs} there; "
+                "train the model with tools/train_tokenizer.py, whose settings carry over"
+            )
+    roles = {
+        "unk_token": processor.unk_id(),
+        "bos_token": processor.bos_id(),
+        "eos_token": processor.eos_id(),
+        "pad_token": processor.pad_id(),
+    }
+    special = {role: processor.id_to_piece(i) for role, i in roles.items() if i >= 0}
+    write_pretrained(folder, backend, special, spell_out_specials=True)
+
+
+def _backend(proto: Any) -> Tokenizer:
+    """The `tokenizers` twin of a sentencepiece model."""
+    byte_fallback = bool(proto.trainer_spec.byte_fallback)
+    if proto.trainer_spec.model_type == UNIGRAM:
+        backend = Tokenizer(
+            models.Unigram(_scored_pieces(proto), unk_id=proto.trainer_spec.unk_id, byte_fallback=byte_fallback)
+        )
+    else:
+        vocabulary = {piece.piece: i for i, piece in enumerate(proto.pieces)}
+        unknown = proto.pieces[proto.trainer_spec.unk_id].piece
+        bpe = models.BPE(vocabulary, _merges(proto), unk_token=unknown, fuse_unk=True, byte_fallback=byte_fallback)
+        backend = Tokenizer(bpe)
+    steps = _normalizers(proto.normalizer_spec)
+    backend.normalizer = normalizers.Sequence(steps)
+    parts = [decoders.Replace(SPACE_MARK, " "), decoders.ByteFallback(), decoders.Fuse()]
+    if proto.normalizer_spec.add_dummy_prefix:
+        parts.append(decoders.Strip(" ", 1, 0))
+    backend.decoder = decoders.Sequence(parts)
+    backend.add_tokens(
+        [
+            AddedToken(p.piece, normalized=False, special=p.type == CONTROL)
+            for p in proto.pieces
+            if p.type in (CONTROL, USER_DEFINED)
+        ]
+    )
+    return backend
+
+
+def _scored_pieces(proto: Any) -> list[tuple[str, float]]:
+    lowest = min((p.score for p in proto.pieces if p.type == NORMAL), default=0.0)
+    never = 50 * min(lowest, -1.0)  # below any spelling of `<0x0A>` in single characters
+    return [(p.piece, p.score if p.type in (NORMAL, USER_DEFINED) else never) for p in proto.pieces]
+
+
+def _merges(proto: Any) -> list[tuple[str, str]]:
+    """Merges in the order of the merged piece's score (sentencepiece merges the best-scored pair first)."""
+    ids = {p.piece: i for i, p in enumerate(proto.pieces) if p.type == NORMAL}
+    found = []
+    for piece, i in ids.items():
+        for cut in range(1, len(piece)):
+            left, right = piece[:cut], piece[cut:]
+            if left in ids and right in ids:
+                found.append((-proto.pieces[i].score, ids[left], ids[right], (left, right)))
+    return [pair for *_, pair in sorted(found)]
+
+
+def _normalizers(spec: Any) -> list[Any]:
+    steps: list[Any] = []
+    if spec.precompiled_charsmap:
+        steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
+    if spec.remove_extra_whitespaces:
+        steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+    if spec.add_dummy_prefix:
+        steps.append(normalizers.Prepend(" "))
+    if spec.escape_whitespaces:
+        steps.append(normalizers.Replace(" ", SPACE_MARK))
+    return steps
+
+
+def _random_texts(proto: Any, num_texts: int = 300, num_pieces: int = 40) -> list[str]:
+    """Texts strung together from the model's own pieces, the same ones every time."""
+    draw = random.Random(0)
+    surfaces = [p.piece.replace(SPACE_MARK, " ") for p in proto.pieces if p.type in (NORMAL, USER_DEFINED)]
+    surfaces += ["\n", "\t", " ", "    ", "é", "字", "🙂", "\x07"]
+    return ["".join(draw.choice(surfaces) for _ in range(num_pieces)) for _ in range(num_texts)]

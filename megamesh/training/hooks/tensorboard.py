@@ -1,0 +1,30 @@
+"""Metrics as TensorBoard scalars, named train/loss, valid/perplexity and so on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch.utils.tensorboard import SummaryWriter
+
+from megamesh.training.hooks.base import Hook, Metrics
+
+if TYPE_CHECKING:
+    from megamesh.training.trainer import Trainer
+
+
+class TensorBoardHook(Hook):
+    """Writes event files; a resumed run hides what an interrupted one wrote beyond its checkpoint."""
+
+    def __init__(self, folder: str):
+        self.folder = folder
+
+    def on_start(self, trainer: Trainer) -> None:
+        self.writer = SummaryWriter(self.folder, purge_step=trainer.state.step + 1)
+
+    def on_metrics(self, metrics: Metrics) -> None:
+        for name, value in metrics.values.items():
+            self.writer.add_scalar(f"{metrics.kind}/{name}", value, metrics.step)
+        self.writer.flush()
+
+    def on_end(self, trainer: Trainer) -> None:
+        self.writer.close()

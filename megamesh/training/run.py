@@ -1,0 +1,198 @@
+"""One training run from configuration to the last checkpoint.
+
+    LoadedConfig ──▶ process group ──▶ vocabulary, data (rank 0 first) ──▶ model ──▶ engine ──▶ checkpoint, if there is one ──▶ Trainer
+
+Everything that can be wrong is looked at in this order, cheap before expensive; the first error ends every rank alike.
+"""
+
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megamesh.config.batch import ResolvedBatch, data_parallel_size, resolve_batch
+from megamesh.config.load import LoadedConfig
+from megamesh.config.sections import RunConfig
+from megamesh.data.build import DataSplits, build_datasets, num_train_samples
+from megamesh.data.dataset import TokenDataset
+from megamesh.data.loader import iterate_batches
+from megamesh.engine.distributed import init_distributed, shut_down_distributed
+from megamesh.engine.engine import TrainingEngine
+from megamesh.model.build import build_model
+from megamesh.model.flops import flops_per_token
+from megamesh.parallel.agree import rank_zero_first
+from megamesh.parallel.mesh import ProcessMesh
+from megamesh.training.hooks.base import Hook
+from megamesh.training.hooks.checkpoint import CheckpointHook
+from megamesh.training.hooks.console import ConsoleHook
+from megamesh.training.hooks.evaluation import Batches, EvaluationHook
+from megamesh.training.hooks.metrics_file import MetricsFileHook
+from megamesh.training.hooks.nonfinite import NonFiniteHook
+from megamesh.training.hooks.progress import ProgressHook
+from megamesh.training.hooks.signals import SignalHook
+from megamesh.training.hooks.tensorboard import TensorBoardHook
+from megamesh.training.resume import resume
+from megamesh.training.throughput import Throughput, device_peak_tflops
+from megamesh.training.trainer import Trainer
+from megamesh.training.vocabulary import vocabulary_size
+
+log = logging.getLogger(__name__)
+DTYPES = {"fp32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def run(loaded: LoadedConfig) -> None:
+    """A whole training process: join the process group, train, leave it. Raises MegaMeshError for what a user can mend."""
+    signals = SignalHook()
+    device = init_distributed()
+    try:
+        train(loaded, device, signals)
+    finally:
+        shut_down_distributed()
+
+
+def train(loaded: LoadedConfig, device: torch.device, signals: SignalHook) -> Trainer:
+    """Train in the process group that there is, to the end or to a signal; returns the trainer as it stands then."""
+    trainer = prepare(loaded, device, signals)
+    trainer.train()
+    if trainer.stop_reason:
+        log.info("%s: stopped after step %d; the same command continues", trainer.stop_reason, trainer.state.step)
+    return trainer
+
+
+def prepare(loaded: LoadedConfig, device: torch.device, signals: SignalHook) -> Trainer:
+    """Everything between the process group and the first step."""
+    config = loaded.run
+    mesh = ProcessMesh.build(device.type)
+    batch = resolve_batch(config.batch, data_parallel_size(config.parallel, dist.get_world_size()))
+    vocab_size = vocabulary_size(config.model, config.tokenizer)
+    padded_vocab_size = config.model.padded_vocab_size(vocab_size, config.parallel.model_parallel_size)
+    train_iters = _train_iters(config, batch)
+    data = rank_zero_first(partial(_datasets, config, batch, train_iters, vocab_size))
+    engine = _engine(config, mesh, batch, train_iters, padded_vocab_size, device)
+    state = resume(engine, config, train_iters)
+    hooks: list[Hook] = [
+        NonFiniteHook(config.training.max_nonfinite_steps),
+        signals,
+        ProgressHook(config.log.log_interval, _throughput(config, batch, padded_vocab_size, device)),
+        EvaluationHook(
+            config.training.eval_interval,
+            _evaluation_batches(data.valid, config, mesh, batch),
+            _evaluation_batches(data.test, config, mesh, batch),
+        ),
+        *(_sinks(config, train_iters) if dist.get_rank() == 0 else []),
+    ]
+    if config.checkpoint.save:
+        hooks.append(CheckpointHook(config.checkpoint, _saved_config(config, train_iters), loaded.sources))
+    assert data.train is not None, "build_datasets gives a training set wherever samples are wanted"
+    batches = iterate_batches(
+        data.train,
+        consumed_samples=state.consumed_samples,
+        total_samples=train_iters * batch.train_batch_size,
+        micro_batch_size=batch.micro_batch_size,
+        dp_rank=mesh.rank("dp"),
+        dp_size=mesh.size("dp"),
+        num_workers=config.data.num_workers,
+        pin_memory=device.type == "cuda",
+    )
+    log.info(
+        "steps %d to %d, each of %d samples of %d tokens on %d data-parallel ranks",
+        state.step + 1, train_iters, batch.train_batch_size, config.model.sequence_length, mesh.size("dp"),
+    )  # fmt: skip
+    return Trainer(
+        engine,
+        mesh,
+        batches,
+        batch,
+        state,
+        hooks,
+        train_iters=train_iters,
+        sequence_length=config.model.sequence_length,
+        seed=config.training.seed,
+    )
+
+
+def _engine(
+    config: RunConfig, mesh: ProcessMesh, batch: ResolvedBatch, train_iters: int, vocab_size: int, device: torch.device
+) -> TrainingEngine:
+    dtype = DTYPES[config.precision.precision]
+    model = build_model(config.model, config.recursion, config.training, vocab_size, device=device, dtype=dtype)
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    log.info("%s parameters in %s on %s", f"{num_parameters:,}", config.precision.precision, device)
+    return TrainingEngine(
+        model,
+        optimizer=config.optimizer,
+        precision=config.precision,
+        batch=batch,
+        mesh=mesh,
+        train_iters=train_iters,
+        device=device,
+    )
+
+
+def _saved_config(config: RunConfig, train_iters: int) -> dict[str, Any]:
+    """The configuration as a checkpoint keeps it: train_epochs resolved, so that a reader needs no data."""
+    saved = config.model_dump(mode="json")
+    return saved | {"training": saved["training"] | {"train_iters": train_iters, "train_epochs": None}}
+
+
+def _throughput(config: RunConfig, batch: ResolvedBatch, vocab_size: int, device: torch.device) -> Throughput:
+    return Throughput(
+        sequence_length=config.model.sequence_length,
+        samples_per_step=batch.train_batch_size,
+        flops_per_token=flops_per_token(config.model, config.recursion, vocab_size).training,
+        num_devices=dist.get_world_size(),
+        peak_tflops=config.log.peak_tflops or device_peak_tflops(device),
+    )
+
+
+def _sinks(config: RunConfig, train_iters: int) -> list[Hook]:
+    """Hooks that show metrics; they run on rank 0 only."""
+    sinks: list[Hook] = [ConsoleHook(train_iters)]
+    if config.log.tensorboard_dir:
+        sinks.append(TensorBoardHook(config.log.tensorboard_dir))
+    if config.checkpoint.save:
+        sinks.append(MetricsFileHook(Path(config.checkpoint.save)))
+    return sinks
+
+
+def _train_iters(config: RunConfig, batch: ResolvedBatch) -> int:
+    """Optimizer steps of the run: train_iters, or what train_epochs comes to."""
+    if config.training.train_iters is not None:
+        return config.training.train_iters
+    assert config.training.train_epochs is not None, "the configuration has train_iters or train_epochs"
+    samples = num_train_samples(
+        config.data, sequence_length=config.model.sequence_length, epochs=config.training.train_epochs
+    )
+    return samples // batch.train_batch_size
+
+
+def _datasets(config: RunConfig, batch: ResolvedBatch, train_iters: int, vocab_size: int) -> DataSplits:
+    eval_samples = config.training.eval_iters * batch.train_batch_size
+    return build_datasets(
+        config.data,
+        sequence_length=config.model.sequence_length,
+        seed=config.training.seed,
+        num_samples=(train_iters * batch.train_batch_size, eval_samples, eval_samples),
+        vocab_size=vocab_size,
+    )
+
+
+def _evaluation_batches(
+    dataset: TokenDataset | None, config: RunConfig, mesh: ProcessMesh, batch: ResolvedBatch
+) -> Batches | None:
+    """This rank's micro-batches of the first eval_iters global batches of a split, anew at every call."""
+    if dataset is None:
+        return None
+    return partial(
+        iterate_batches,
+        dataset,
+        consumed_samples=0,
+        total_samples=config.training.eval_iters * batch.train_batch_size,
+        micro_batch_size=batch.micro_batch_size,
+        dp_rank=mesh.rank("dp"),
+        dp_size=mesh.size("dp"),
+        num_workers=0,
+    )

@@ -1,0 +1,78 @@
+"""The training loop: one optimizer step after the other, everything else in hooks.
+
+    batches ──gradient_accumulation_steps at a time──▶ engine.train_step ──▶ StepResult ──▶ RunState ──▶ hooks
+
+The run's whole state is the engine's (weights, moments, step count) and RunState; both are in every checkpoint. Before each
+micro-batch the random streams are set from the seed and the index of its first sample, so a resumed run draws what the
+uninterrupted one would have drawn.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+from torch import Tensor
+
+from megamesh.checkpoint.meta import RunState
+from megamesh.config.batch import ResolvedBatch
+from megamesh.data.batch import Batch
+from megamesh.engine.engine import TrainingEngine
+from megamesh.parallel.mesh import ProcessMesh
+from megamesh.parallel.random import seed_micro_batch
+from megamesh.training.hooks.base import Hook, Metrics
+
+
+class Trainer:
+    """Owns the loop. Hooks read its attributes; a hook that wants to end the run sets `stop_reason`."""
+
+    def __init__(
+        self,
+        engine: TrainingEngine,
+        mesh: ProcessMesh,
+        batches: Iterator[Batch],
+        batch: ResolvedBatch,
+        state: RunState,
+        hooks: Sequence[Hook],
+        *,
+        train_iters: int,
+        sequence_length: int,
+        seed: int,
+    ):
+        self.engine, self.mesh, self.batches, self.batch = engine, mesh, batches, batch
+        self.state, self.hooks, self.train_iters, self.seed = state, hooks, train_iters, seed
+        self.sequence_length = sequence_length
+        self.stop_reason: str | None = None
+        self.step_seconds = 0.0
+
+    def train(self) -> None:
+        """Run to train_iters, or until a hook sets `stop_reason` or raises."""
+        for hook in self.hooks:
+            hook.on_start(self)
+        while self.state.step < self.train_iters and self.stop_reason is None:
+            started = time.perf_counter()
+            result = self.engine.train_step(self._micro_batches())
+            self.step_seconds = time.perf_counter() - started
+            self.state = self.state.after_step(self.batch.train_batch_size, skipped=result.skipped)
+            for hook in self.hooks:
+                hook.after_step(self, result)
+        for hook in self.hooks:
+            hook.on_end(self)
+
+    @property
+    def consumed_tokens(self) -> int:
+        """Tokens that the steps so far have read, skipped steps counted."""
+        return self.state.consumed_samples * self.sequence_length
+
+    def publish(self, metrics: Metrics) -> None:
+        """Show a hook's measurements to all hooks."""
+        for hook in self.hooks:
+            hook.on_metrics(metrics)
+
+    def _micro_batches(self) -> Iterator[tuple[Tensor, ...]]:
+        """This rank's inputs for one optimizer step, each with its own random streams set just before it is used."""
+        micro, dp = self.batch.micro_batch_size, self.mesh.size("dp")
+        first_sample = self.state.consumed_samples + self.mesh.rank("dp") * micro
+        for batch in islice(self.batches, self.batch.gradient_accumulation_steps):
+            seed_micro_batch(self.seed, first_sample)
+            yield batch.to(self.engine.device).inputs()
+            first_sample += micro * dp

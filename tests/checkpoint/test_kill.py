@@ -1,0 +1,102 @@
+"""kill -9 at every durable operation of a save: `latest` names a checkpoint that loads, old or new, never anything else."""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from megamesh.checkpoint.folder import find_latest
+from megamesh.checkpoint.reader import read_meta, read_weights
+from tests.checkpoint.runs import save
+from tests.engine.runs import Setup, train, training
+
+OPERATIONS = ("fsync", "rename", "replace", "mkdir", "rmdir")
+
+
+class _Killer:
+    """Counts the operations on the disk and kills the process before or after the chosen one."""
+
+    def __init__(self, at: int | None, *, after: bool):
+        self.at, self.after, self.done = at, after, 0
+
+    def watch(self) -> None:
+        for name in OPERATIONS:
+            setattr(os, name, self._wrap(getattr(os, name)))
+
+    def _wrap(self, operation: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            self.done += 1
+            if self.done == self.at and not self.after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = operation(*args, **kwargs)
+            if self.done == self.at and self.after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        return wrapped
+
+
+def _save_under_threat(folder: Path, at: int | None, after: bool, count: Any) -> None:
+    """Save steps 1, 2 and 3, keeping two; the killer strikes in the third save."""
+    from megamesh.engine.distributed import init_distributed
+
+    torch.set_num_threads(1)
+    init_distributed()
+    with training(Setup(1)) as engine:
+        for step in range(3):
+            train(engine, step, step + 1)
+            if step == 2:
+                killer = _Killer(at, after=after)
+                killer.watch()
+            save(folder, engine, keep_last=2)
+        count.value = killer.done
+
+
+def _start(folder: Path, at: int | None, after: bool = False) -> tuple[int | None, int]:
+    """Exit code, and how many operations the last save had."""
+    environment = {name: os.environ.pop(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name in os.environ}
+    count = _context.Value("i", 0)
+    process = _context.Process(target=_save_under_threat, args=(folder, at, after, count))
+    process.start()
+    process.join(120)
+    os.environ.update(environment)
+    return process.exitcode, count.value
+
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["tests.checkpoint.runs"])
+
+
+def test_a_kill_anywhere_in_a_save_leaves_a_checkpoint_to_continue_from(tmp_path):
+    exit_code, num_operations = _start(tmp_path / "whole", None)
+    assert exit_code == 0 and num_operations >= 12
+    weights = {path.name: _weights(path) for path in (tmp_path / "whole").glob("global_step*")}
+    seen = set()
+    for at in range(1, num_operations + 1):
+        folder = tmp_path / f"killed at {at}"
+        exit_code, _ = _start(folder, at, after=at % 2 == 0)
+        assert exit_code == -signal.SIGKILL
+        path = find_latest(folder)
+        assert path is not None
+        assert path.name == f"global_step{read_meta(path).state.step}"
+        assert path.name in ("global_step2", "global_step3")
+        assert _weights(path) == weights[path.name]
+        seen.add(path.name)
+    assert seen == {"global_step2", "global_step3"}, "some kills come before the new one counts, some after"
+
+
+def _weights(path: Path) -> dict[str, bytes]:
+    return {name: tensor.numpy().tobytes() for name, tensor in read_weights(path)}
+
+
+@pytest.mark.parametrize("at", [3, 9])
+def test_the_next_save_cleans_up_and_continues(tmp_path, at):
+    _start(tmp_path, at)
+    exit_code, _ = _start(tmp_path, None)
+    assert exit_code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["global_step2", "global_step3", "latest"]

@@ -1,0 +1,80 @@
+"""The DeepSpeed dictionary."""
+
+import logging
+
+import pytest
+
+from megamesh.config.batch import ResolvedBatch
+from megamesh.config.deepspeed import deepspeed_config
+from megamesh.config.sections import OptimizerConfig, PrecisionConfig
+
+BATCH = ResolvedBatch(train_batch_size=24, micro_batch_size=2, gradient_accumulation_steps=3, data_parallel_size=4)
+
+
+def optimizer(**zero: object) -> OptimizerConfig:
+    return OptimizerConfig(
+        optimizer={"type": "Adam", "params": {"lr": 3e-4, "betas": [0.8, 0.9], "eps": 1e-6}},
+        zero_optimization=zero,
+        gradient_clipping=0.5,
+        weight_decay=0.02,
+    )
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_fp32_runs_the_stage_that_was_asked_for(stage: int) -> None:
+    config = deepspeed_config(optimizer(stage=stage), PrecisionConfig(precision="fp32"), BATCH)
+    assert config["zero_optimization"]["stage"] == stage and "bf16" not in config and "fp16" not in config
+
+
+@pytest.mark.parametrize(("asked", "runs"), [(0, 1), (1, 1), (2, 2), (3, 3)])
+def test_bfloat16_accumulates_in_fp32_and_never_runs_stage_0(
+    asked: int, runs: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="megamesh"):
+        config = deepspeed_config(optimizer(stage=asked), PrecisionConfig(precision="bfloat16"), BATCH)
+    assert config["zero_optimization"]["stage"] == runs
+    assert config["bf16"] == {"enabled": True, "immediate_grad_update": True}
+    assert config["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert len(caplog.records) == (asked != runs)
+
+
+def test_batch_clipping_and_optimizer_are_explicit() -> None:
+    config = deepspeed_config(optimizer(), PrecisionConfig(), BATCH)
+    assert (
+        config["train_batch_size"],
+        config["train_micro_batch_size_per_gpu"],
+        config["gradient_accumulation_steps"],
+    ) == (24, 2, 3)
+    assert config["gradient_clipping"] == 0.5
+    assert config["optimizer"]["params"] == {
+        "lr": 3e-4,
+        "betas": [0.8, 0.9],
+        "eps": 1e-6,
+        "weight_decay": 0.02,
+        "torch_adam": True,
+    }
+
+
+def test_the_users_zero_keys_are_passed_on_and_neox_leftovers_dropped() -> None:
+    config = deepspeed_config(
+        optimizer(stage=2, overlap_comm=True, reduce_bucket_size=1000, cpu_offload=False), PrecisionConfig(), BATCH
+    )
+    assert config["zero_optimization"] == {"stage": 2, "overlap_comm": True, "reduce_bucket_size": 1000}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bfloat16"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_deepspeed_reads_it(stage: int, precision: str) -> None:
+    """DeepSpeed's own parser accepts the dictionary and understands batch, stage and precision as meant."""
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    one_process = ResolvedBatch(
+        train_batch_size=6, micro_batch_size=2, gradient_accumulation_steps=3, data_parallel_size=1
+    )
+    theirs = DeepSpeedConfig(
+        deepspeed_config(optimizer(stage=stage), PrecisionConfig(precision=precision), one_process)
+    )
+    assert theirs.train_batch_size == 6 and theirs.gradient_accumulation_steps == 3
+    assert theirs.grad_accum_dtype == "fp32" and theirs.gradient_clipping == 0.5
+    assert theirs.bfloat16_config.enabled == (precision == "bfloat16")
+    assert theirs.zero_optimization_stage == max(stage, int(precision == "bfloat16"))

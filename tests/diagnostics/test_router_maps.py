@@ -1,0 +1,34 @@
+"""Mean routing of a model against the routers called by hand; the pictures are real images."""
+
+import pytest
+import torch
+
+from megamesh.diagnostics.plots import LossCurve, plot_losses, plot_router_maps
+from megamesh.diagnostics.router_maps import router_maps
+from megamesh.errors import CheckpointError
+from tests.model.test_transformer import batch, build
+
+
+def test_transition_row_is_the_mean_over_all_tokens() -> None:
+    model = build("mesh")
+    batches = [batch(seed=seed)[0] for seed in (0, 1)]
+    maps = router_maps(model, batches)
+    write_BSN, read_BSN = model.routers[0](model.embedding(torch.cat(batches)))
+    torch.testing.assert_close(maps.write_TN[0], write_BSN.mean((0, 1)), check_dtype=False)
+    torch.testing.assert_close(maps.read_TN[0], read_BSN.mean((0, 1)), check_dtype=False)
+    assert maps.write_TN.shape == (3, 5)
+    torch.testing.assert_close(maps.read_TN.sum(1), torch.ones(3, dtype=torch.float64))
+    assert not model.routers[0]._forward_hooks
+
+
+def test_a_model_without_routers_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="recursion_scheme must be mesh"):
+        router_maps(build("base"), [batch()[0]])
+
+
+def test_pictures_are_written(tmp_path) -> None:
+    plot_router_maps(router_maps(build("mesh"), [batch()[0]]), tmp_path / "routers.png", "test")
+    curve = LossCurve(train=[(0, 3.0), (10, 2.0)], valid=[(10, 2.5)])
+    plot_losses({"mesh": curve}, tmp_path / "loss.png", {"unigram": 2.8})
+    for name in ("routers.png", "loss.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,100 @@
+"""Hooks one by one, on a trainer that only counts."""
+
+import json
+import os
+import signal
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from megamesh.config.sections import CheckpointConfig
+from megamesh.engine.engine import StepResult
+from megamesh.errors import TrainingError
+from megamesh.training.hooks.base import Metrics
+from megamesh.training.hooks.checkpoint import is_due
+from megamesh.training.hooks.console import training_line
+from megamesh.training.hooks.metrics_file import MetricsFileHook, read_metrics
+from megamesh.training.hooks.nonfinite import NonFiniteHook
+from megamesh.training.hooks.progress import ProgressHook
+from megamesh.training.hooks.signals import SignalHook
+from megamesh.training.throughput import Throughput
+from tests.distributed import run
+
+
+def due_steps(last: int, **keys) -> list[int]:
+    return [step for step in range(1, last + 1) if is_due(step, CheckpointConfig(**keys))]
+
+
+def test_checkpoints_are_due_as_in_neox() -> None:
+    assert due_steps(100, checkpoint_factor=20) == [20, 40, 60, 80, 100]
+    assert due_steps(100, checkpoint_factor=2, checkpoint_scale="log") == [1, 2, 4, 8, 16, 32, 64]
+    assert due_steps(10, extra_save_iters=[3, 7]) == [3, 7]
+    assert due_steps(10) == []
+
+
+def state(step: int, **changes) -> SimpleNamespace:
+    return SimpleNamespace(
+        step=step, consumed_samples=step * 4, skipped_steps=0, consecutive_skipped_steps=0, **changes
+    )
+
+
+def test_progress_averages_since_the_last_line_and_leaves_skipped_steps_out() -> None:
+    throughput = Throughput(sequence_length=10, samples_per_step=4, flops_per_token=1e9, num_devices=2, peak_tflops=0.1)
+    hook, published = ProgressHook(3, throughput), []
+    trainer = SimpleNamespace(publish=published.append, train_iters=5, step_seconds=0.5, consumed_tokens=40)
+    for step, (loss, skipped) in enumerate(
+        [(4.0, False), (float("nan"), True), (2.0, False), (1.0, False), (3.0, False)], 1
+    ):
+        trainer.state = state(step)
+        hook.after_step(trainer, StepResult(loss, 0.7, 1e-3, skipped, "x" if skipped else None))
+    assert [(metrics.step, metrics.values["loss"]) for metrics in published] == [(3, 3.0), (5, 2.0)]
+    values = published[0].values
+    assert values["tokens_per_second"] == 80.0
+    assert values["tflops_per_device"] == pytest.approx(0.04)
+    assert values["mfu"] == pytest.approx(0.4)
+    assert values["seconds_left"] == pytest.approx(1.0)
+    assert "loss  3.0000" in training_line(values)
+    assert "80 tokens/s" in training_line(values)
+
+
+def test_metrics_file_drops_what_a_resumed_run_writes_again(tmp_path) -> None:
+    hook = MetricsFileHook(tmp_path)
+    hook.on_start(SimpleNamespace(state=state(0)))
+    for step in (1, 2, 3):
+        hook.on_metrics(Metrics("train", step, {"loss": float(step)}))
+    with hook.path.open("a") as file:
+        file.write('{"kind": "train", "st')  # killed while writing
+    assert [row["step"] for row in read_metrics(hook.path)] == [1, 2, 3]
+    resumed = MetricsFileHook(tmp_path)
+    resumed.on_start(SimpleNamespace(state=state(2)))
+    resumed.on_metrics(Metrics("train", 3, {"loss": 30.0}))
+    assert [json.loads(line)["loss"] for line in hook.path.read_text().splitlines()] == [1.0, 2.0, 30.0]
+
+
+def test_too_many_skipped_steps_in_a_row_stop_the_run() -> None:
+    hook = NonFiniteHook(limit=2)
+    bad = StepResult(float("nan"), float("nan"), 1e-3, True, "core.0.mlp.up.weight")
+    trainer = SimpleNamespace(state=state(7))
+    trainer.state.consecutive_skipped_steps = 1
+    hook.after_step(trainer, bad)
+    trainer.state.consecutive_skipped_steps = 2
+    with pytest.raises(TrainingError, match=r"step 7: 2 non-finite steps in a row .*core\.0\.mlp\.up\.weight"):
+        hook.after_step(trainer, bad)
+
+
+def stop_reason_where_rank_1_got_sigterm() -> str | None:
+    hook = SignalHook()
+    trainer = SimpleNamespace(engine=SimpleNamespace(device=torch.device("cpu")), stop_reason=None)
+    hook.after_step(trainer, StepResult(1.0, 1.0, 1e-3, False, None))
+    assert trainer.stop_reason is None
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGTERM)
+    hook.after_step(trainer, StepResult(1.0, 1.0, 1e-3, False, None))
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_DFL)
+    return trainer.stop_reason
+
+
+def test_a_signal_on_one_rank_stops_all() -> None:
+    assert run(2, stop_reason_where_rank_1_got_sigterm) == ["SIGTERM", "SIGTERM"]

@@ -1,0 +1,152 @@
+"""Continue text with a trained checkpoint.
+
+    python tools/generate.py --checkpoint save --prompt "def main(" --max-new-tokens 100
+    python tools/generate.py --checkpoint save --input-file prompts.txt --output continuations.jsonl --temperature 0
+    python tools/generate.py --checkpoint save --interactive --temperature 0.8 --top-p 0.95
+
+--input-file holds one prompt per line (.txt) or per record under "text" (.jsonl). --output gets one JSON object per prompt: prompt, text,
+num_tokens, stopped (true where the model ended the document itself). Without --output, texts go to standard output.
+Temperature 0 always takes the most probable token; 1 draws from the model's own distribution; --top-k and --top-p cut off its
+tail. The same --seed gives the same text, whatever else is in the batch. An empty prompt starts a new document.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from megamesh.errors import ConfigError, DataError, MegaMeshError
+from megamesh.generation.generate import generate, stream
+from megamesh.generation.load import load_for_inference
+from megamesh.generation.sampling import Sampling
+from megamesh.generation.text import decode_continuation, decode_stream, encode_prompt
+from megamesh.log import configure_logging
+from megamesh.model.transformer import Transformer
+from megamesh.tokenizer import Tokenizer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", required=True, type=Path, help="a run's save folder (its latest checkpoint) or a global_stepN folder in it")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--prompt", action="append", help="text to continue; may be given several times")
+    source.add_argument("--input-file", type=Path, help="prompts: .txt, one per line, or .jsonl with a text key")
+    source.add_argument("--interactive", action="store_true", help="read prompts from the terminal and show tokens as they come")
+    parser.add_argument("--output", type=Path, help=".jsonl file to write; must not exist (default: standard output)")
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="most tokens to add to each prompt (default: 128)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy, below 1 is safer, above 1 wilder (default: 1)")
+    parser.add_argument("--top-k", type=int, help="draw from the k most probable tokens only (default: all)")
+    parser.add_argument("--top-p", type=float, default=1.0, help="draw from the most probable tokens that make up this share (default: 1, all)")
+    parser.add_argument("--seed", type=int, default=1234, help="seed of the draws (default: 1234)")
+    parser.add_argument("--batch-size", type=int, default=8, help="prompts that are continued at once (default: 8)")
+    parser.add_argument("--dtype", choices=list(DTYPES), help="number format (default: float32 on CPU, bfloat16 on a GPU)")
+    parser.add_argument("--device", help="such as cpu or cuda:0 (default: a GPU where there is one)")
+    parser.add_argument("--vocab-file", help="where the tokenizer's file is now, if it has moved since training")
+    parser.add_argument("--merge-file", help="the same for merges.txt of GPT2BPETokenizer")
+    return parser.parse_args(arguments)
+
+
+def read_prompts(path: Path) -> list[str]:
+    """Prompts of a .txt or .jsonl file. DataError names the line that is not one."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"--input-file={path} cannot be read: {error}") from error
+    if path.suffix != ".jsonl":
+        return lines
+    prompts = []
+    for number, line in enumerate(lines, 1):
+        try:
+            text = json.loads(line)["text"]
+        except (ValueError, KeyError, TypeError):
+            text = None
+        if not isinstance(text, str):
+            raise DataError(f'{path}:{number} is not a JSON object with a "text" string')
+        prompts.append(text)
+    return prompts
+
+
+def interact(model: Transformer, tokenizer: Tokenizer, max_new_tokens: int, sampling: Sampling) -> None:
+    """Prompts from the terminal until it ends; every prompt draws from a stream of its own."""
+    print("Type a prompt and Enter; Ctrl-D ends.", file=sys.stderr)
+    index = 0
+    while True:
+        try:
+            prompt = encode_prompt(tokenizer, input("> "))
+        except EOFError:
+            return
+        limits = {"max_new_tokens": max_new_tokens, "vocab_size": tokenizer.vocab_size, "stop_id": tokenizer.eod_id}
+        try:
+            for piece in decode_stream(tokenizer, prompt, stream(model, prompt, sampling=sampling, index=index, **limits)):
+                print(piece, end="", flush=True)
+        except ConfigError as error:  # a prompt that is too long ends this prompt, not the session
+            print(f"error: {error}", file=sys.stderr, end="")
+        except KeyboardInterrupt:
+            pass
+        print()
+        index += 1
+
+
+def write_results(args: argparse.Namespace, model: Transformer, tokenizer: Tokenizer, prompts: list[str], sampling: Sampling) -> None:
+    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    results = generate(
+        model,
+        encoded,
+        max_new_tokens=args.max_new_tokens,
+        vocab_size=tokenizer.vocab_size,
+        stop_id=tokenizer.eod_id,
+        sampling=sampling,
+        batch_size=args.batch_size,
+    )
+    records = []
+    for prompt, ids, result in zip(prompts, encoded, results, strict=True):
+        text = decode_continuation(tokenizer, ids, result.tokens)
+        records.append({"prompt": prompt, "text": text, "num_tokens": len(result.tokens), "stopped": result.stopped})
+    if args.output is None:
+        for record in records:
+            print(f"{record['prompt']}{record['text']}")
+        return
+    with args.output.open("x", encoding="utf-8") as file:
+        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    print(f"wrote {args.output}: {len(records)} continuations")
+
+
+def run(args: argparse.Namespace) -> None:
+    sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
+    for key, value in (("--max-new-tokens", args.max_new_tokens), ("--batch-size", args.batch_size)):
+        if value < 1:
+            raise ConfigError(f"{key}={value} is too small; use 1 or more")
+    if args.output is not None and args.output.exists():
+        raise ConfigError(f"--output={args.output} exists; name another file")
+    prompts = args.prompt or (read_prompts(args.input_file) if args.input_file else [])
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        kind = torch.device(device).type
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"--device={device} cannot be used: {str(error).splitlines()[0]}") from error
+    dtype = DTYPES[args.dtype or ("float32" if kind == "cpu" else "bfloat16")]
+    model, _, tokenizer = load_for_inference(args.checkpoint, device, dtype, vocab_file=args.vocab_file, merge_file=args.merge_file)
+    if args.interactive:
+        interact(model, tokenizer, args.max_new_tokens, sampling)
+    else:
+        write_results(args, model, tokenizer, prompts, sampling)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    configure_logging()
+    try:
+        run(parse_arguments(arguments))
+    except MegaMeshError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""Train a model: `deepspeed tools/train.py model.yml site.yml`."""
+
+import argparse
+import json
+import os
+import sys
+from typing import Any
+
+from megamesh.config.load import load_config
+from megamesh.config.yaml_files import parse_override
+from megamesh.errors import ConfigError, MegaMeshError
+from megamesh.log import configure_logging
+
+DESCRIPTION = """\
+Train a model from YAML files. Usually two: what is trained (examples/configs/*.yml: shapes, recursion, recipe) and where
+(examples/configs/site/*.yml: data, batch per device, ZeRO, precision, folders). A key may stand in one of them only;
+examples/configs/REFERENCE.md explains every key."""
+
+EXAMPLES = """\
+examples
+  look before you run: parameters, FLOPs, memory, batch arithmetic, the DeepSpeed configuration
+      python tools/train.py --dry-run --world-size 8 examples/configs/410m-4+8R2+4-mesh.yml examples/configs/site/one-gpu-node.yml
+  train on all GPUs of this machine (torchrun, srun and mpirun work too; plain python is one process)
+      deepspeed tools/train.py examples/configs/410m-4+8R2+4-mesh.yml examples/configs/site/one-gpu-node.yml
+  change single keys, here to compare recursion schemes at a small budget
+      deepspeed tools/train.py a.yml b.yml --set recursion_scheme=base --set train_iters=1000 --set save=runs/base
+  continue a run that was stopped: the same command again; it starts from save's latest checkpoint
+"""
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line; `overrides` holds the `--set` keys."""
+    parser = argparse.ArgumentParser(
+        description=DESCRIPTION, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("configs", nargs="+", metavar="FILE.yml", help="configuration files, read as one")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="replace one key of the files; the value is YAML, null takes the key away; "
+        "optimizer.params.lr=3e-4 reaches into a block",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="show what the run would be, and stop; needs no GPU, data or process group",
+    )
+    parser.add_argument("--json", action="store_true", help="with --dry-run: print one JSON object")
+    parser.add_argument(
+        "--world-size", type=int, default=1, metavar="N", help="with --dry-run: number of processes (default: 1)"
+    )
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+    parsed = parser.parse_args(arguments)
+    if parsed.json and not parsed.dry_run:
+        parser.error("--json needs --dry-run")
+    if parsed.world_size < 1:
+        parser.error("--world-size must be at least 1")
+    try:
+        parsed.overrides = dict(map(parse_override, parsed.set))
+    except ValueError as error:
+        parser.error(f"--set {error}")
+    if parsed.local_rank is not None:
+        os.environ.setdefault("LOCAL_RANK", str(parsed.local_rank))
+    return parsed
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parsed = parse_arguments(arguments)
+    configure_logging()
+    try:
+        if parsed.dry_run:
+            show(parsed.configs, parsed.overrides, parsed.world_size, as_json=parsed.json)
+            return 0
+        loaded = load_config(parsed.configs, parsed.overrides)
+        # Imported late: the engine's imports are slow, and a wrong configuration should be told at once.
+        from megamesh.training.run import run
+
+        run(loaded)
+        return 0
+    except MegaMeshError as error:
+        # Every rank finds the same problems in the files; one tells them.
+        if not isinstance(error, ConfigError) or os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}" if "\n" not in str(error) else f"errors:\n{error}", file=sys.stderr)
+        return 1
+
+
+def show(configs: list[str], overrides: dict[str, Any], world_size: int, as_json: bool) -> None:
+    from megamesh.training.dry_run import describe, dry_run
+
+    report = dry_run(load_config(configs, overrides, for_training=False), world_size)
+    print(json.dumps(report, indent=2, ensure_ascii=False) if as_json else describe(report))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

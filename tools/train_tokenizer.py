@@ -1,0 +1,90 @@
+"""Train a tokenizer: sentencepiece (unigram or bpe), byte-level BPE (tokenizer.json), or characters.
+
+python tools/train_tokenizer.py --type sentencepiece --input corpus.jsonl --vocab-size 8000 --output spm.model
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from megamesh.data.text_input import Shard, cut_into_shards, find_inputs, read_shard
+from megamesh.errors import ConfigError, MegaMeshError
+from megamesh.log import configure_logging
+from megamesh.tokenizer import train
+
+USE_WITH = {"sentencepiece": "SPMTokenizer", "hf-bpe": "HFTokenizer", "characters": "CharLevelTokenizer"}
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--type", required=True, choices=list(USE_WITH), help="kind of tokenizer")
+    parser.add_argument(
+        "--model-type",
+        choices=["unigram", "bpe"],
+        default="unigram",
+        help="kind of sentencepiece model (default: unigram)",
+    )
+    parser.add_argument(
+        "--input", required=True, nargs="+", help=".jsonl and .txt files, separated by spaces or commas"
+    )
+    parser.add_argument(
+        "--jsonl-keys", nargs="+", default=["text"], help="keys whose text is read from .jsonl (default: text)"
+    )
+    parser.add_argument(
+        "--vocab-size", type=int, help="number of token ids, special ones included (characters: default all)"
+    )
+    parser.add_argument(
+        "--max-bytes",
+        type=int,
+        default=200_000_000,
+        help="text to learn from, evenly thinned; of no effect on characters (default: 200 MB)",
+    )
+    parser.add_argument("--output", required=True, type=Path, help="file to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
+    return parser.parse_args(arguments)
+
+
+def documents(shards: Sequence[Shard], keys: Sequence[str]) -> Iterator[str]:
+    """Every text of the shards, with a progress bar in bytes."""
+    with tqdm(total=sum(s.num_bytes for s in shards), unit="B", unit_scale=True, desc="reading", mininterval=1) as bar:
+        for shard in shards:
+            for record in read_shard(shard, keys):
+                yield from record.values() if shard.path.suffix == ".jsonl" else [record[keys[0]]]
+            bar.update(shard.num_bytes)
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.output.exists() and not args.overwrite:
+        raise ConfigError(f"--output={args.output} exists; name another file or add --overwrite")
+    if args.vocab_size is None and args.type != "characters":
+        raise ConfigError(f"--type {args.type} needs --vocab-size")
+    paths = find_inputs(args.input)
+    shards = cut_into_shards(paths, 4 << 20)
+    texts = train.non_empty(documents(shards, args.jsonl_keys), ", ".join(map(str, paths)))
+    total_bytes = sum(s.num_bytes for s in shards)
+    if args.type == "sentencepiece":
+        lines = train.thinned(train.lines_of(texts), total_bytes=total_bytes, max_bytes=args.max_bytes)
+        train.train_sentencepiece(lines, args.output, vocab_size=args.vocab_size, model_type=args.model_type)
+    elif args.type == "hf-bpe":
+        kept = train.thinned(texts, total_bytes=total_bytes, max_bytes=args.max_bytes)
+        train.train_byte_level_bpe(kept, args.output, vocab_size=args.vocab_size)
+    else:
+        train.train_characters(texts, args.output, vocab_size=args.vocab_size)
+    print(f"wrote {args.output}; use it with tokenizer_type: {USE_WITH[args.type]}, vocab_file: {args.output}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    configure_logging()
+    try:
+        run(parse_arguments(arguments))
+    except MegaMeshError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -22,10 +22,22 @@ from megamesh.log import configure_logging
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", required=True, type=Path, help="a run's save folder (its latest checkpoint) or a global_stepN folder in it")
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        type=Path,
+        help="a run's save folder (its latest checkpoint) or a global_stepN folder in it",
+    )
     parser.add_argument("--output", required=True, type=Path, help="folder to write; must not exist")
-    parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="number format of the weights (default: float32, exact)")
-    parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="largest weights file, such as 500MB (default: 5GB)")
+    parser.add_argument(
+        "--dtype",
+        choices=list(DTYPES),
+        default="float32",
+        help="number format of the weights (default: float32, exact)",
+    )
+    parser.add_argument(
+        "--max-shard-size", default="5GB", metavar="SIZE", help="largest weights file, such as 500MB (default: 5GB)"
+    )
     parser.add_argument("--vocab-file", help="where the tokenizer's file is now, if it has moved since training")
     parser.add_argument("--merge-file", help="the same for merges.txt of GPT2BPETokenizer")
     return parser.parse_args(arguments)

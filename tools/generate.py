@@ -32,19 +32,37 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", required=True, type=Path, help="a run's save folder (its latest checkpoint) or a global_stepN folder in it")
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        type=Path,
+        help="a run's save folder (its latest checkpoint) or a global_stepN folder in it",
+    )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", action="append", help="text to continue; may be given several times")
     source.add_argument("--input-file", type=Path, help="prompts: .txt, one per line, or .jsonl with a text key")
-    source.add_argument("--interactive", action="store_true", help="read prompts from the terminal and show tokens as they come")
+    source.add_argument(
+        "--interactive", action="store_true", help="read prompts from the terminal and show tokens as they come"
+    )
     parser.add_argument("--output", type=Path, help=".jsonl file to write; must not exist (default: standard output)")
-    parser.add_argument("--max-new-tokens", type=int, default=128, help="most tokens to add to each prompt (default: 128)")
-    parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy, below 1 is safer, above 1 wilder (default: 1)")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=128, help="most tokens to add to each prompt (default: 128)"
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=1.0, help="0 is greedy, below 1 is safer, above 1 wilder (default: 1)"
+    )
     parser.add_argument("--top-k", type=int, help="draw from the k most probable tokens only (default: all)")
-    parser.add_argument("--top-p", type=float, default=1.0, help="draw from the most probable tokens that make up this share (default: 1, all)")
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        help="draw from the most probable tokens that make up this share (default: 1, all)",
+    )
     parser.add_argument("--seed", type=int, default=1234, help="seed of the draws (default: 1234)")
     parser.add_argument("--batch-size", type=int, default=8, help="prompts that are continued at once (default: 8)")
-    parser.add_argument("--dtype", choices=list(DTYPES), help="number format (default: float32 on CPU, bfloat16 on a GPU)")
+    parser.add_argument(
+        "--dtype", choices=list(DTYPES), help="number format (default: float32 on CPU, bfloat16 on a GPU)"
+    )
     parser.add_argument("--device", help="such as cpu or cuda:0 (default: a GPU where there is one)")
     parser.add_argument("--vocab-file", help="where the tokenizer's file is now, if it has moved since training")
     parser.add_argument("--merge-file", help="the same for merges.txt of GPT2BPETokenizer")
@@ -82,7 +100,9 @@ def interact(model: Transformer, tokenizer: Tokenizer, max_new_tokens: int, samp
             return
         limits = {"max_new_tokens": max_new_tokens, "vocab_size": tokenizer.vocab_size, "stop_id": tokenizer.eod_id}
         try:
-            for piece in decode_stream(tokenizer, prompt, stream(model, prompt, sampling=sampling, index=index, **limits)):
+            for piece in decode_stream(
+                tokenizer, prompt, stream(model, prompt, sampling=sampling, index=index, **limits)
+            ):
                 print(piece, end="", flush=True)
         except ConfigError as error:  # a prompt that is too long ends this prompt, not the session
             print(f"error: {error}", file=sys.stderr, end="")
@@ -92,7 +112,9 @@ def interact(model: Transformer, tokenizer: Tokenizer, max_new_tokens: int, samp
         index += 1
 
 
-def write_results(args: argparse.Namespace, model: Transformer, tokenizer: Tokenizer, prompts: list[str], sampling: Sampling) -> None:
+def write_results(
+    args: argparse.Namespace, model: Transformer, tokenizer: Tokenizer, prompts: list[str], sampling: Sampling
+) -> None:
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     results = generate(
         model,
@@ -131,7 +153,9 @@ def run(args: argparse.Namespace) -> None:
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"--device={device} cannot be used: {str(error).splitlines()[0]}") from error
     dtype = DTYPES[args.dtype or ("float32" if kind == "cpu" else "bfloat16")]
-    model, _, tokenizer = load_for_inference(args.checkpoint, device, dtype, vocab_file=args.vocab_file, merge_file=args.merge_file)
+    model, _, tokenizer = load_for_inference(
+        args.checkpoint, device, dtype, vocab_file=args.vocab_file, merge_file=args.merge_file
+    )
     if args.interactive:
         interact(model, tokenizer, args.max_new_tokens, sampling)
     else:

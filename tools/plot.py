@@ -67,14 +67,13 @@ def plot_routers(args: argparse.Namespace) -> None:
     from megamesh.diagnostics.router_maps import router_maps
     from megamesh.generation.load import load_for_inference
 
-    loaded = load_for_inference(args.checkpoint)
-    config = loaded.config
+    model, config, tokenizer = load_for_inference(args.checkpoint)
     data = build_datasets(
         config.data,
         sequence_length=config.model.sequence_length,
         seed=config.training.seed,
         num_samples=(0, args.samples, 0),
-        vocab_size=loaded.vocab_size,
+        vocab_size=tokenizer.vocab_size,
     )
     if data.valid is None:
         raise DataError(f"{args.checkpoint}: its configuration names no validation data to average over")
@@ -87,7 +86,7 @@ def plot_routers(args: argparse.Namespace) -> None:
         dp_size=1,
         num_workers=0,
     )
-    maps = router_maps(loaded.model, (batch.tokens_BS for batch in batches))
+    maps = router_maps(model, (batch.tokens_BS for batch in batches))
     title = f"MeSH routing, {config.recursion.recursion}, mean over {args.samples * config.model.sequence_length:,} validation tokens"
     plot_router_maps(maps, args.output, title)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from megamesh.config.load import load_config
 from megamesh.config.yaml_files import parse_override
-from megamesh.errors import ConfigError, MegaMeshError
+from megamesh.errors import DataError, MegaMeshError
 from megamesh.log import configure_logging
 
 DESCRIPTION = """\
@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     except MegaMeshError as error:
         # Every rank finds the same problems in the files; one tells them.
-        if not isinstance(error, ConfigError) or os.environ.get("RANK", "0") == "0":
+        if os.environ.get("RANK", "0") == "0" or isinstance(error, DataError):
             print(f"error: {error}" if "\n" not in str(error) else f"errors:\n{error}", file=sys.stderr)
         return 1
 

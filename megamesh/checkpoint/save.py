@@ -14,7 +14,10 @@ from typing import Any
 
 import torch.distributed as dist
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 
 from megamesh.checkpoint import folder as folders
 from megamesh.checkpoint.boxes import Box, fragment_boxes
@@ -51,7 +54,7 @@ def save_checkpoint(
         with as_checkpoint_error("write", temporary, MEND):
             save(
                 table.state_dict(),
-                storage_writer=FileSystemWriter(temporary, overwrite=False),
+                storage_writer=_Writer(temporary, overwrite=False),
                 planner=BoxSavePlanner(table),
             )
         path = on_rank_zero(lambda: _finish(temporary, state.step, keep_last), f"finish the checkpoint in {folder}")
@@ -61,6 +64,19 @@ def save_checkpoint(
         raise
     log.info("saved %s", path)
     return path
+
+
+class _Writer(FileSystemWriter):
+    """torch's writer, whose errors speak of the disk and not of what torch.save made of its refusal."""
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        try:
+            return super().write_data(plan, planner)
+        except Exception as error:
+            reason: BaseException | None = error
+            while reason is not None and not isinstance(reason, OSError):
+                reason = reason.__context__
+            raise CheckpointError(f"could not write {self.path}: {reason or error}; {MEND}") from None
 
 
 def own_boxes(engine: TrainingEngine) -> list[Box]:

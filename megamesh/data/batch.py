@@ -17,9 +17,9 @@ from torch import Tensor
 class Batch:
     """Inputs, next tokens, and which of them count in the loss."""
 
-    tokens_BS: Tensor  # noqa: N815
-    labels_BS: Tensor  # noqa: N815
-    loss_mask_BS: Tensor  # noqa: N815
+    tokens_BS: Tensor
+    labels_BS: Tensor
+    loss_mask_BS: Tensor
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on a device; from pinned memory the copy does not block."""

@@ -88,7 +88,6 @@ def preprocess(
     workers: int = 1,
     overwrite: bool = False,
     progress: Callable[[int, int], None] = lambda num_bytes, num_documents: None,
-    shard_bytes: int = SHARD_BYTES,
 ) -> Summary:
     """Tokenize files into `<prefix>_<key>_document.bin/.idx`.
 
@@ -103,7 +102,7 @@ def preprocess(
     encoder = make_encoder()
     dtype = token_dtype(encoder.vocab_size)
     _check_outputs(prefix, settings.keys, overwrite)
-    shards = cut_into_shards(inputs, shard_bytes)
+    shards = cut_into_shards(inputs, SHARD_BYTES)
     with (
         tempfile.TemporaryDirectory(dir=Path(prefix).parent, prefix=f".{Path(prefix).name}.shards-") as folder,
         ExitStack() as stack,

@@ -1,4 +1,4 @@
-"""DeepSpeed, imported without its greetings: from here on it speaks at WARNING and above, on the device that torch has."""
+"""DeepSpeed, imported without its greetings and its compiler: it speaks at WARNING and above, and builds nothing."""
 
 import logging
 import os
@@ -11,5 +11,7 @@ if not torch.cuda.is_available():
 import deepspeed
 
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+# On CPUs it would compile a shared-memory collective that nothing here uses; this is the list of what it may build.
+deepspeed.ops.__compatible_ops__ = {}
 
 __all__ = ["deepspeed"]

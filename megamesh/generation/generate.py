@@ -23,6 +23,7 @@ from megamesh.generation.sampling import Sampler, Sampling
 from megamesh.model.transformer import Transformer
 
 log = logging.getLogger(__name__)
+AS_TRAINED = Sampling()  # the model's own distribution
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def generate(
     max_new_tokens: int,
     vocab_size: int,
     stop_id: int | None,
-    sampling: Sampling = Sampling(),
+    sampling: Sampling = AS_TRAINED,
     batch_size: int = 8,
 ) -> list[Continuation]:
     """Continue every prompt (token ids, at least one each); results in the order of the prompts.
@@ -68,7 +69,7 @@ def stream(
     max_new_tokens: int,
     vocab_size: int,
     stop_id: int | None,
-    sampling: Sampling = Sampling(),
+    sampling: Sampling = AS_TRAINED,
     index: int = 0,
 ) -> Iterator[int]:
     """The tokens of `generate` for one prompt, each as soon as it is known. `index` keys the random stream."""
@@ -114,7 +115,8 @@ def _check(model: Transformer, prompts: Sequence[Sequence[int]], max_new_tokens:
     longest, limit = max(len(prompt) for prompt in prompts) + max_new_tokens, model.config.max_position_embeddings
     if longest > limit and model.position_embedding is not None:
         raise ConfigError(
-            f"a prompt and max_new_tokens={max_new_tokens} make {longest} tokens, more than the {limit} positions that the model has learned; shorten one of them"
+            f"a prompt and max_new_tokens={max_new_tokens} make {longest} tokens, "
+            f"more than the {limit} positions that the model has learned; shorten one of them"
         )
     if longest > limit:
         log.warning("%d tokens are more than the %d that the model was trained on; quality may fall", longest, limit)

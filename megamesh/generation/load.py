@@ -18,7 +18,7 @@ from torch import Tensor
 from megamesh.checkpoint.folder import resolve_checkpoint
 from megamesh.checkpoint.reader import read_meta, read_weights, weight_shapes
 from megamesh.config.sections import RunConfig
-from megamesh.errors import CheckpointError, DataError
+from megamesh.errors import CheckpointError, ConfigError, DataError
 from megamesh.model.build import empty_model
 from megamesh.model.transformer import Transformer
 from megamesh.tokenizer import Tokenizer, build_tokenizer
@@ -55,7 +55,9 @@ def open_checkpoint(
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
-        raise CheckpointError(f"{path}: the configuration inside does not fit this version of MegaMesh ({key}: {first['msg']})") from error
+        raise CheckpointError(
+            f"{path}: the configuration inside does not fit this version of MegaMesh ({key}: {first['msg']})"
+        ) from error
     shapes = weight_shapes(path)
     vocab_size = shapes.get("embedding.weight", (0,))[0]
     _check_shapes(path, run, shapes, vocab_size)
@@ -77,13 +79,15 @@ def _check_shapes(path: Path, run: RunConfig, shapes: dict[str, tuple[int, ...]]
 def _tokenizer(run: RunConfig, moved: dict[str, str], vocab_size: int) -> Tokenizer:
     try:
         tokenizer = build_tokenizer(run.tokenizer.model_copy(update=moved))
-    except DataError as error:
-        raise DataError(f"{error} (a tokenizer that has moved since training can be named with --vocab-file)") from error
-    expected = run.model.padded_vocab_size(run.model.vocab_size or tokenizer.vocab_size, run.parallel.model_parallel_size)
+    except (ConfigError, DataError) as error:
+        raise DataError(f"{error} (a tokenizer that is elsewhere now can be named with --vocab-file)") from error
+    expected = run.model.padded_vocab_size(
+        run.model.vocab_size or tokenizer.vocab_size, run.parallel.model_parallel_size
+    )
     if tokenizer.vocab_size > vocab_size or expected != vocab_size:
         raise DataError(
-            f"{tokenizer.name} has {tokenizer.vocab_size} token ids, which does not fit the checkpoint's {vocab_size} rows of the embedding; "
-            "name the tokenizer that the model was trained with"
+            f"{tokenizer.name} has {tokenizer.vocab_size} token ids, which does not fit the checkpoint's {vocab_size} rows "
+            "of the embedding; name the tokenizer that the model was trained with"
         )
     return tokenizer
 

@@ -75,5 +75,4 @@ def candidate_probabilities(logits_BV: Tensor, sampling: Sampling) -> tuple[Tens
     if sampling.top_p < 1:
         before_Bk = probs_Bk.cumsum(-1) - probs_Bk
         probs_Bk = probs_Bk.masked_fill(before_Bk >= sampling.top_p, 0.0)
-        probs_Bk[:, 0] = probs_Bk[:, 0].clamp(min=torch.finfo(probs_Bk.dtype).tiny)
     return probs_Bk, ids_Bk

@@ -56,7 +56,11 @@ def model_card(
     about = ""
     if layout is not None:
         about = _RECURSION.format(loops=layout.num_loops, depth=model.num_layers, scheme=recursion.recursion_scheme)
-    kind = {"gpt_neox": "GPTNeoXForCausalLM", "llama": "LlamaForCausalLM", "megamesh": "MegaMeshForCausalLM (code included)"}
+    kind = {
+        "gpt_neox": "GPTNeoXForCausalLM",
+        "llama": "LlamaForCausalLM",
+        "megamesh": "MegaMeshForCausalLM (code included)",
+    }
     return _CARD.format(
         name=name,
         architecture=kind[architecture],

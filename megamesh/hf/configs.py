@@ -69,27 +69,33 @@ def to_hf_config(
         "pad_token_id": special.pad,
     }
     if architecture == "gpt_neox":
-        return GPTNeoXConfig(
-            **common,
-            hidden_dropout=model.hidden_dropout,
-            layer_norm_eps=model.layernorm_epsilon,
-            use_parallel_residual=model.gpt_j_residual,
-            rope_parameters={
-                "rope_type": "default",
-                "rope_theta": float(model.rotary_emb_base),
-                "partial_rotary_factor": model.rotary_pct,
-            },
-        )
+        return GPTNeoXConfig(**common, **_gpt_neox_keys(model))
     if architecture == "llama":
-        return LlamaConfig(
-            **common,
-            num_key_value_heads=model.kv_heads,
-            head_dim=model.head_dim,
-            rms_norm_eps=model.rms_norm_epsilon,
-            mlp_bias=model.use_bias_in_mlp,
-            rope_parameters={"rope_type": "default", "rope_theta": float(model.rotary_emb_base)},
-        )
+        return LlamaConfig(**common, **_llama_keys(model))
     return MegaMeshConfig(**common, **_remote_keys(model, recursion), auto_map=dict(AUTO_MAP))
+
+
+def _gpt_neox_keys(model: ModelConfig) -> dict[str, Any]:
+    return {
+        "hidden_dropout": model.hidden_dropout,
+        "layer_norm_eps": model.layernorm_epsilon,
+        "use_parallel_residual": model.gpt_j_residual,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": float(model.rotary_emb_base),
+            "partial_rotary_factor": model.rotary_pct,
+        },
+    }
+
+
+def _llama_keys(model: ModelConfig) -> dict[str, Any]:
+    return {
+        "num_key_value_heads": model.kv_heads,
+        "head_dim": model.head_dim,
+        "rms_norm_eps": model.rms_norm_epsilon,
+        "mlp_bias": model.use_bias_in_mlp,
+        "rope_parameters": {"rope_type": "default", "rope_theta": float(model.rotary_emb_base)},
+    }
 
 
 def _remote_keys(model: ModelConfig, recursion: RecursionConfig) -> dict[str, Any]:
@@ -158,7 +164,9 @@ def from_hf_config(config: dict[str, Any]) -> ImportedConfig:
         }
     elif kind == "llama":
         if theirs.head_dim * theirs.num_attention_heads != theirs.hidden_size:
-            raise ConfigError(f"head_dim={theirs.head_dim} is not hidden_size / num_attention_heads, which ours always is")
+            raise ConfigError(
+                f"head_dim={theirs.head_dim} is not hidden_size / num_attention_heads, which ours always is"
+            )
         model |= {
             "num_kv_heads": theirs.num_key_value_heads,
             "norm": "rmsnorm",
@@ -191,7 +199,9 @@ def _shared_keys(theirs: Any) -> dict[str, Any]:
 
 def _activation(name: str, *, gated: bool) -> str:
     if name not in ("gelu", "relu", "silu") or (gated and name not in GATED_ACTIVATION):
-        raise ConfigError(f"hidden_act={name!r} cannot be read; supported are gelu and silu, and relu where nothing is gated")
+        raise ConfigError(
+            f"hidden_act={name!r} cannot be read; supported are gelu and silu, and relu where nothing is gated"
+        )
     return GATED_ACTIVATION[name] if gated else name
 
 

@@ -9,7 +9,7 @@ SUM_TERMS = ("residual", "anchor", "anchor*")
 def _tensor_parallel_plan() -> dict[str, str]:
     """Which linears may be cut over columns and which over rows, for every stack of blocks."""
     columns = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj")
-    leaves = {leaf: "colwise" for leaf in columns} | {"self_attn.o_proj": "rowwise", "mlp.down_proj": "rowwise"}
+    leaves = dict.fromkeys(columns, "colwise") | {"self_attn.o_proj": "rowwise", "mlp.down_proj": "rowwise"}
     return {f"{stack}.*.{leaf}": plan for stack in ("prelude", "core", "coda") for leaf, plan in leaves.items()}
 
 
@@ -71,7 +71,9 @@ class MegaMeshConfig(PreTrainedConfig):
         """Refuse values that describe no model, or one that this code would compute differently."""
         depth = self.num_prelude_layers + self.num_core_layers * self.num_loops + self.num_coda_layers
         if depth != self.num_hidden_layers:
-            raise ValueError(f"num_hidden_layers={self.num_hidden_layers}, but prelude + core × loops + coda is {depth}")
+            raise ValueError(
+                f"num_hidden_layers={self.num_hidden_layers}, but prelude + core × loops + coda is {depth}"
+            )
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads={self.num_attention_heads} is not divisible by num_key_value_heads={self.num_key_value_heads}"
@@ -87,10 +89,16 @@ class MegaMeshConfig(PreTrainedConfig):
         for key, allowed in choices.items():
             if getattr(self, key) not in allowed:
                 raise ValueError(f"{key}={getattr(self, key)!r} is not one of {', '.join(allowed)}")
-        if self.recursion_scheme not in ("base", "static", "dynamic", "mesh") and set(self.scheme_terms) - set(SUM_TERMS):
+        if self.recursion_scheme not in ("base", "static", "dynamic", "mesh") and set(self.scheme_terms) - set(
+            SUM_TERMS
+        ):
             raise ValueError(f"recursion_scheme={self.recursion_scheme!r} is not a scheme of this model")
         if self.recursion_scheme == "mesh" and self.num_loops and not self.mesh_num_slots:
             raise ValueError("recursion_scheme='mesh' needs mesh_num_slots")
+        if self.mesh_router_init == "slot" and (self.mesh_num_slots or self.num_loops + 2) < self.num_loops + 2:
+            raise ValueError(
+                f"mesh_router_init='slot' needs {self.num_loops + 2} slots, mesh_num_slots={self.mesh_num_slots}"
+            )
 
     @property
     def scheme_terms(self) -> list[str]:

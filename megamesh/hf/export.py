@@ -35,7 +35,7 @@ from megamesh.tokenizer import Tokenizer
 log = logging.getLogger(__name__)
 DType = Literal["float32", "bfloat16"]
 DTYPES: dict[DType, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-REMOTE_CODE = ("configuration_megamesh.py", "modeling_megamesh.py")
+REMOTE_CODE = tuple(f"{part}_megamesh.py" for part in ("configuration", "blocks", "recursion", "modeling"))
 RELATIVE_TOLERANCE = 1e-4
 COMPARED_SEQUENCES, COMPARED_LENGTH = 2, 64
 
@@ -83,14 +83,20 @@ def refuse_existing(output: Path) -> None:
 
 
 def export_model(
-    source: ModelSource, tokenizer: Tokenizer, output: str | Path, *, dtype: DType = "float32", max_shard_bytes: int = 5 * 10**9
+    source: ModelSource,
+    tokenizer: Tokenizer,
+    output: str | Path,
+    *,
+    dtype: DType = "float32",
+    max_shard_bytes: int = 5 * 10**9,
 ) -> ExportReport:
     """Write `source` as a transformers folder. CheckpointError, and no folder, where anything fails or the logits differ."""
     output = Path(os.path.abspath(output))
     refuse_existing(output)
     if tokenizer.vocab_size > source.vocab_size:
         raise CheckpointError(
-            f"{tokenizer.name} has {tokenizer.vocab_size} token ids, the checkpoint's embedding {source.vocab_size} rows; name the tokenizer it was trained with"
+            f"{tokenizer.name} has {tokenizer.vocab_size} token ids, the checkpoint's embedding {source.vocab_size} rows; "
+            "name the tokenizer it was trained with"
         )
     # A folder of the final name inside another: transformers caches remote code under the last part of the path.
     staging = output.parent / f".{output.name}.partial-{os.getpid()}"
@@ -114,7 +120,9 @@ def _write_and_compare(
     table = names_table(architecture, source.model, source.recursion)
     _write_configuration(source, tokenizer, folder, architecture, dtype)
     (folder / "README.md").write_text(
-        model_card(output.name, architecture, source.model, source.recursion, tokenizer.vocab_size, source.vocab_size, dtype),
+        model_card(
+            output.name, architecture, source.model, source.recursion, tokenizer.vocab_size, source.vocab_size, dtype
+        ),
         encoding="utf-8",
     )
     log.info("writing weights of %s as %s (%s)", source.description, CLASSES[architecture], dtype)
@@ -128,7 +136,8 @@ def _write_and_compare(
         raise CheckpointError(f"{source.description}: its logits are not finite; export an earlier checkpoint")
     if not difference <= RELATIVE_TOLERANCE * max(1.0, largest):
         raise CheckpointError(
-            f"{source.description}: the export's logits differ from ours by {difference:.3g} (largest logit {largest:.3g}); nothing was kept"
+            f"{source.description}: the export's logits differ from ours by {difference:.3g} (largest logit {largest:.3g}); "
+            "nothing was kept"
         )
     return ExportReport(output, architecture, num_bytes, difference, largest)
 
@@ -138,7 +147,9 @@ def _write_configuration(
 ) -> None:
     """config.json, generation_config.json, the tokenizer's files and, for our own architecture, the code."""
     special = SpecialTokens(tokenizer.bos_id, tokenizer.eod_id, tokenizer.pad_id)
-    to_hf_config(architecture, source.model, source.recursion, source.vocab_size, special, dtype).save_pretrained(folder)
+    to_hf_config(architecture, source.model, source.recursion, source.vocab_size, special, dtype).save_pretrained(
+        folder
+    )
     unused = list(range(tokenizer.vocab_size, source.vocab_size))
     GenerationConfig(
         bos_token_id=special.bos,

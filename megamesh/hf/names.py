@@ -15,7 +15,6 @@ Letters: D hidden size, H query heads, G key/value heads, d head dimension.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import torch
@@ -66,8 +65,8 @@ GATED = Transform(lambda tensor: tuple(t.contiguous() for t in tensor.chunk(2)),
 
 
 def _qkv(model: ModelConfig) -> Transform:
-    keys = {"kv_heads": model.kv_heads, "head_dim": model.head_dim}
-    return Transform(partial(_split_qkv, **keys), partial(_join_qkv, **keys))
+    heads = model.kv_heads, model.head_dim
+    return Transform(lambda tensor: _split_qkv(tensor, *heads), lambda parts: _join_qkv(parts, *heads))
 
 
 def _scaled(factor: float) -> Transform:
@@ -82,7 +81,9 @@ def exact_architecture(model: ModelConfig, recursion: RecursionConfig) -> Archit
     foldable = not model.scale_embeddings or model.no_weight_tying
     if recursion.layout is not None or not foldable or model.pos_emb != "rotary" or model.use_qk_layernorm:
         return "megamesh"
-    rotated = int(model.head_dim * model.rotary_pct)  # as transformers computes it; an odd number means another rotation there
+    rotated = int(
+        model.head_dim * model.rotary_pct
+    )  # as transformers computes it; an odd number means another rotation there
     is_gpt_neox = (
         model.norm == "layernorm"
         and model.use_bias_in_norms

@@ -1,6 +1,6 @@
 """A transformers folder (GPTNeoX, Llama, or an export of ours) as our configuration and our parameters.
 
-    config.json ──▶ ImportedConfig      *.safetensors ──▶ (our name, fp32 tensor) one by one
+config.json ──▶ ImportedConfig      *.safetensors ──▶ (our name, fp32 tensor) one by one
 """
 
 import json

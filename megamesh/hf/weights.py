@@ -1,7 +1,7 @@
 """safetensors files, one tensor at a time: no more than one shard is in memory.
 
-    (name, tensor) stream ──write_sharded──▶ model.safetensors, or model-00001-of-00003.safetensors … and their index
-    folder ──PretrainedWeights──▶ read(name) ──▶ tensor
+(name, tensor) stream ──write_sharded──▶ model.safetensors, or model-00001-of-00003.safetensors … and their index
+folder ──PretrainedWeights──▶ read(name) ──▶ tensor
 """
 
 import json
@@ -26,7 +26,9 @@ def parse_size(text: str) -> int:
     """Bytes of a size such as 5GB, 500MB or 2GiB."""
     match = re.fullmatch(r"(\d+) *([A-Z]*)", text.strip().upper())
     if match is None or match[2] not in _UNITS or int(match[1]) == 0:
-        raise ConfigError(f"{text!r} is not a size; write bytes or a number with KB, MB, GB, KiB, MiB or GiB, such as 5GB")
+        raise ConfigError(
+            f"{text!r} is not a size; write bytes or a number with KB, MB, GB, KiB, MiB or GiB, such as 5GB"
+        )
     return int(match[1]) * _UNITS[match[2]]
 
 
@@ -78,7 +80,9 @@ class PretrainedWeights:
         elif (folder / SINGLE).is_file():
             self._file_of = dict.fromkeys(self._open(SINGLE).keys(), SINGLE)
         else:
-            raise CheckpointError(f"{folder} holds neither {SINGLE} nor {INDEX}; name a folder with safetensors weights")
+            raise CheckpointError(
+                f"{folder} holds neither {SINGLE} nor {INDEX}; name a folder with safetensors weights"
+            )
         self._files: dict[str, Any] = {}
 
     def _open(self, file: str) -> Any:

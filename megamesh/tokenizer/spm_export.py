@@ -5,6 +5,8 @@
 transformers' own converters assume a fixed normaliser and let `<s>` or `<0x0A>`, where they stand in a text, become control or byte
 tokens. Here control, unknown and byte pieces score so low that spelled-out text never uses them, and special tokens in text are spelled
 out, as sentencepiece does. What cannot be carried over shows up in the probes, and the export is refused.
+For unigram models trained elsewhere one difference can remain: between
+segmentations whose scores tie, each library follows its own rounding (train.quantised removes this from ours).
 """
 
 import random

@@ -82,7 +82,7 @@ def quantised(model: bytes) -> bytes:
 def _reason(error: Exception) -> str:
     """The last sentence of a sentencepiece error, which is the one that says what to change."""
     text = str(error).strip()
-    return text.rsplit("] ", 1)[-1] or text or "no text to learn from"
+    return text.rsplit("] ", 1)[-1].split(" or decrease character_coverage")[0] or "no text to learn from"
 
 
 def train_byte_level_bpe(documents: Iterable[str], output: Path, *, vocab_size: int) -> None:

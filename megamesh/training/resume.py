@@ -25,6 +25,12 @@ ORDER_KEYS = {
     "batch": ("train_batch_size",),
 }
 """Keys that decide which samples follow the consumed ones."""
+FREE_KEYS = {
+    "seq_length", "attention_config", "attention_dropout", "hidden_dropout",
+    "init_method", "output_layer_init_method", "init_method_std", "mesh_router_init", "mesh_router_slot_bias",
+    "vocab_size", "make_vocab_size_divisible_by", "num_kv_heads", "intermediate_size", "mlp_multiple_of", "mesh_num_slots",
+}  # fmt: skip
+"""Keys of model and recursion that trained weights do not depend on, or whose resolved value shows in the weights' shapes."""
 
 
 def resume(engine: TrainingEngine, config: RunConfig, train_iters: int) -> RunState:
@@ -32,11 +38,12 @@ def resume(engine: TrainingEngine, config: RunConfig, train_iters: int) -> RunSt
     path, fresh_start = choose_checkpoint(config.checkpoint)
     if path is None:
         return RunState(step=0, consumed_samples=0, seed=config.training.seed)
+    meta = read_meta(path)
+    check_architecture(meta.config, config, path)
     if fresh_start:
         load_checkpoint(path, engine, weights_only=True)
         log.info("weights of %s; starting at step 0", path)
         return RunState(step=0, consumed_samples=0, seed=config.training.seed)
-    meta = read_meta(path)
     check_schedule(meta.config, config.optimizer, train_iters, path)
     for key, before, now in changed_order_keys(meta.config, config):
         log.warning(
@@ -66,6 +73,21 @@ def choose_checkpoint(config: CheckpointConfig) -> tuple[Path | None, bool]:
             f"load={config.load}: no complete checkpoint (no `latest` file) there; correct it, or leave load out"
         )
     return found, config.finetune
+
+
+def check_architecture(saved: dict[str, Any], config: RunConfig, path: Path) -> None:
+    """Raise CheckpointError where the weights belong to another model, also one whose parameters have the same shapes."""
+    now = config.model_dump(mode="json")
+    changed = [
+        f"{key} was {saved[section].get(key)}, is {value}"
+        for section in ("model", "recursion")
+        for key, value in now[section].items()
+        if key not in FREE_KEYS and saved[section].get(key) != value
+    ]
+    if changed:
+        raise CheckpointError(
+            f"{path} is of another architecture: {'; '.join(changed)}; restore these keys, or save to another folder"
+        )
 
 
 def check_schedule(saved: dict[str, Any], optimizer: OptimizerConfig, train_iters: int, path: Path) -> None:

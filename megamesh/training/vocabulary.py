@@ -19,6 +19,7 @@ def vocabulary_size(model: ModelConfig, tokenizer: TokenizerConfig) -> int:
     size = build_tokenizer(tokenizer).vocab_size
     if model.vocab_size is not None and model.vocab_size < size:
         raise ConfigError(
-            f"vocab_size={model.vocab_size} is smaller than the {size} ids of {tokenizer.vocab_file}; leave vocab_size out, or set it to {size}"
+            f"vocab_size={model.vocab_size} is smaller than the {size} ids of {tokenizer.vocab_file}; "
+            f"leave vocab_size out, or set it to {size}"
         )
     return model.vocab_size or size

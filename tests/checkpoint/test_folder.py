@@ -51,17 +51,15 @@ def test_an_unnamed_folder_of_the_same_step_is_replaced(tmp_path):
 
 
 def test_the_same_step_can_be_saved_again_and_again(tmp_path, monkeypatch):
+    remove = folders._remove
+
+    def remove_what_latest_does_not_name(path: Path) -> None:
+        assert path != folders.find_latest(tmp_path)
+        remove(path)
+
+    monkeypatch.setattr(folders, "_remove", remove_what_latest_does_not_name)
     for content in ("first", "second", "third"):
-        named = folders.find_latest(tmp_path)
-
-        def check_named_stays(path: Path, named: Path | None = named) -> None:
-            assert path != named or folders.find_latest(tmp_path) != named
-            remove(path)
-
-        remove = folders._remove
-        with monkeypatch.context() as patch:
-            patch.setattr(folders, "_remove", check_named_stays)
-            _save(tmp_path, 10, content)
+        _save(tmp_path, 10, content)
         latest = folders.find_latest(tmp_path)
         assert latest is not None and (latest / "content").read_text() == content
         assert len(folders.complete_checkpoints(tmp_path)) == 1
@@ -78,14 +76,14 @@ def test_what_killed_saves_left_is_removed_by_the_next(tmp_path):
 @pytest.mark.parametrize("text", ["", "global_step", "../elsewhere", "\x00"])
 def test_a_latest_file_that_names_no_checkpoint_is_an_error(tmp_path, text):
     (tmp_path / "latest").write_text(text)
-    with pytest.raises(CheckpointError, match="latest says .* not the name of a checkpoint"):
+    with pytest.raises(CheckpointError, match=r"latest says .* not the name of a checkpoint"):
         folders.find_latest(tmp_path)
 
 
 def test_an_incomplete_or_missing_latest_is_an_error_that_lists_the_others(tmp_path):
     _save(tmp_path, 5)
     (_save(tmp_path, 10) / ".metadata").unlink()
-    with pytest.raises(CheckpointError, match="names global_step10, which is missing or incomplete; .* global_step5"):
+    with pytest.raises(CheckpointError, match=r"names global_step10, which is missing or incomplete; .* global_step5"):
         folders.find_latest(tmp_path)
 
 

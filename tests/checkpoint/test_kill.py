@@ -15,14 +15,14 @@ from megamesh.checkpoint.reader import read_meta, read_weights
 from tests.checkpoint.runs import save
 from tests.engine.runs import Setup, train, training
 
-OPERATIONS = ("fsync", "rename", "replace", "mkdir", "rmdir")
+OPERATIONS = ("fsync", "rename", "replace", "rmdir")
 
 
 class _Killer:
-    """Counts the operations on the disk and kills the process before or after the chosen one."""
+    """Counts the operations on a folder's files and kills the process before the chosen one."""
 
-    def __init__(self, at: int | None, *, after: bool):
-        self.at, self.after, self.done = at, after, 0
+    def __init__(self, folder: Path, at: int | None):
+        self.folder, self.at, self.done = str(folder), at, 0
 
     def watch(self) -> None:
         for name in OPERATIONS:
@@ -30,18 +30,19 @@ class _Killer:
 
     def _wrap(self, operation: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*args: Any, **kwargs: Any) -> Any:
+            descriptor = kwargs.get("dir_fd", args[0])
+            path = os.readlink(f"/proc/self/fd/{descriptor}") if isinstance(descriptor, int) else os.fspath(descriptor)
+            if not path.startswith(self.folder):
+                return operation(*args, **kwargs)
             self.done += 1
-            if self.done == self.at and not self.after:
+            if self.done == self.at:
                 os.kill(os.getpid(), signal.SIGKILL)
-            result = operation(*args, **kwargs)
-            if self.done == self.at and self.after:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return result
+            return operation(*args, **kwargs)
 
         return wrapped
 
 
-def _save_under_threat(folder: Path, at: int | None, after: bool, count: Any) -> None:
+def _save_under_threat(folder: Path, at: int | None, count: Any) -> None:
     """Save steps 1, 2 and 3, keeping two; the killer strikes in the third save."""
     from megamesh.engine.distributed import init_distributed
 
@@ -51,17 +52,17 @@ def _save_under_threat(folder: Path, at: int | None, after: bool, count: Any) ->
         for step in range(3):
             train(engine, step, step + 1)
             if step == 2:
-                killer = _Killer(at, after=after)
+                killer = _Killer(folder, at)
                 killer.watch()
             save(folder, engine, keep_last=2)
         count.value = killer.done
 
 
-def _start(folder: Path, at: int | None, after: bool = False) -> tuple[int | None, int]:
+def _start(folder: Path, at: int | None) -> tuple[int | None, int]:
     """Exit code, and how many operations the last save had."""
     environment = {name: os.environ.pop(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name in os.environ}
     count = _context.Value("i", 0)
-    process = _context.Process(target=_save_under_threat, args=(folder, at, after, count))
+    process = _context.Process(target=_save_under_threat, args=(folder, at, count))
     process.start()
     process.join(120)
     os.environ.update(environment)
@@ -79,7 +80,7 @@ def test_a_kill_anywhere_in_a_save_leaves_a_checkpoint_to_continue_from(tmp_path
     seen = set()
     for at in range(1, num_operations + 1):
         folder = tmp_path / f"killed at {at}"
-        exit_code, _ = _start(folder, at, after=at % 2 == 0)
+        exit_code, _ = _start(folder, at)
         assert exit_code == -signal.SIGKILL
         path = find_latest(folder)
         assert path is not None

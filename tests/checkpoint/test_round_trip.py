@@ -14,26 +14,26 @@ from tests.engine.runs import Setup
 OTHER_SEED = 8
 WRITERS = {
     "one process": (1, Setup(0)),
-    "one process, stage 3": (1, Setup(3)),
     "two, stage 0": (2, Setup(0)),
     "two, stage 1": (2, Setup(1)),
     "two, stage 2": (2, Setup(2)),
     "two, stage 3": (2, Setup(3)),
     "two, bf16 1": (2, Setup(1, "bfloat16")),
-    "two, bf16 2": (2, Setup(2, "bfloat16")),
     "two, bf16 3": (2, Setup(3, "bfloat16")),
 }
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bfloat16"])
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    ("stage", "precision"),
+    [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bfloat16"), (2, "bfloat16"), (3, "bfloat16")],
+)  # bf16 at stage 0 is stage 1
 def test_ten_steps_and_ten_after_loading_are_twenty_bit_for_bit(tmp_path, stage, precision):
     setup = Setup(stage, precision)
     straight = run(2, train_straight, setup, 20)
     run(2, train_and_save, setup, tmp_path, 10)
     continued = run(2, load_and_train, replace(setup, seed=OTHER_SEED), tmp_path, 20)
     for (losses, bits), (state, later_losses, later_bits) in zip(straight, continued, strict=True):
-        assert state == RunState(step=10, consumed_samples=40, seed=7, counters={"tokens": 640})
+        assert state == RunState(step=10, consumed_samples=40, seed=7, skipped_steps=1)
         assert later_losses == losses[10:]
         assert later_bits == bits
 

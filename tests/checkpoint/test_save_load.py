@@ -41,7 +41,7 @@ def test_the_folder_holds_meta_and_sources(saved):
     assert path == saved[0] / "global_step2"
     meta = read_meta(path)
     assert (meta.state.step, meta.state.consumed_samples, meta.state.seed) == (2, 8, 7)
-    assert meta.optimizer_step == 2 and meta.config == CONFIG and meta.state.counters == {"tokens": 128}
+    assert meta.optimizer_step == 2 and meta.config == CONFIG and meta.state.skipped_steps == 2
     assert meta.layout == {"pp_size": 1, "dp_size": 2, "tp_size": 1, "zero_stage": 1}
     assert meta.versions["torch"] == torch.__version__ and set(meta.versions) == {"megamesh", "torch", "deepspeed"}
     assert {file.name: file.read_text() for file in (path / "configs").iterdir()} == SOURCES

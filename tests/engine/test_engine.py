@@ -144,13 +144,13 @@ def _train_around_a_bad_batch(
     module = _Trap(setup, fault)
     bad = None
     with training(setup, module) as engine:
-        train(engine, 0, 3)
+        train(engine, 0, 2)
         if skip:
             if torch.distributed.get_rank() == 1:
                 module.arm()
             bad = engine.train_step(my_micro_batches(99))
             module.disarm()
-        losses = [result.loss for result in train(engine, 3, 6)]
+        losses = [result.loss for result in train(engine, 2, 4)]
         return bad, engine.access.step_count(), losses, fingerprint(full_state(engine) | model_weights(engine))
 
 
@@ -167,12 +167,14 @@ class _InfiniteBias(torch.autograd.Function):
         return gradient, torch.full(ctx.shape, math.inf, dtype=gradient.dtype)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bfloat16"])
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    ("stage", "precision"),
+    [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bfloat16"), (2, "bfloat16"), (3, "bfloat16")],
+)  # bf16 at stage 0 is stage 1
 def test_a_step_with_a_bad_number_on_one_rank_never_was(stage, precision):
     setup = Setup(stage, precision)
     clean = run(2, _train_around_a_bad_batch, setup, "loss", False)
-    assert clean[0][1] == 6
+    assert clean[0][1] == 4
     for fault, blamed in [("loss", "loss"), ("core.0.mlp.up", "inner.core.0.mlp.up.bias")]:
         for rank, (bad, *after) in enumerate(run(2, _train_around_a_bad_batch, setup, fault, True)):
             assert bad is not None and bad.skipped and bad.bad_parameter == blamed

@@ -96,7 +96,9 @@ def tokens(size: int = 2, length: int = 20, seed: int = 0) -> torch.Tensor:
     return torch.randint(2, len(CHARACTERS) + 2, (size, length), generator=torch.Generator().manual_seed(seed))
 
 
-def greedy_oracle(logits: Callable[[torch.Tensor], torch.Tensor], prompt: list[int], count: int, stop: int) -> list[int]:
+def greedy_oracle(
+    logits: Callable[[torch.Tensor], torch.Tensor], prompt: list[int], count: int, stop: int
+) -> list[int]:
     """The most probable known token, `count` times, the whole text read anew for each."""
     text = list(prompt)
     for _ in range(count):

@@ -50,10 +50,17 @@ def test_only_exact_architectures_are_exported_as_stock(model, expected: str) ->
         (
             llama_config(use_qk_layernorm=True, scale_embeddings=True, hidden_dropout=0.1),
             RecursionConfig(
-                recursion="1+1R2+1", mesh_num_slots=4, mesh_transition_input="prelude", mesh_router_init="slot", mesh_router_slot_bias=2.0
+                recursion="1+1R2+1",
+                mesh_num_slots=4,
+                mesh_transition_input="prelude",
+                mesh_router_init="slot",
+                mesh_router_slot_bias=2.0,
             ),
         ),
-        (model_config(gpt_j_tied=True, pos_emb="learned"), RecursionConfig(recursion="1+1+1+1", recursion_scheme="residual+anchor*")),
+        (
+            model_config(gpt_j_tied=True, pos_emb="learned"),
+            RecursionConfig(recursion="1+1+1+1", recursion_scheme="residual+anchor*"),
+        ),
     ],
 )
 def test_what_is_written_reads_back_as_the_same_model(model, recursion) -> None:
@@ -62,7 +69,17 @@ def test_what_is_written_reads_back_as_the_same_model(model, recursion) -> None:
     read = from_hf_config(json.loads(written.to_json_string(use_diff=False)))
     computed = {"norm_epsilon", "rotary_dim", "gated", "mlp_width", "kv_heads", "head_dim"}
     assert {key: getattr(read.model, key) for key in computed} == {key: getattr(model, key) for key in computed}
-    kept = ("activation", "gpt_j_residual", "gpt_j_tied", "norm", "pos_emb", "use_qk_layernorm", "scale_embeddings", "hidden_dropout", "no_weight_tying")
+    kept = (
+        "activation",
+        "gpt_j_residual",
+        "gpt_j_tied",
+        "norm",
+        "pos_emb",
+        "use_qk_layernorm",
+        "scale_embeddings",
+        "hidden_dropout",
+        "no_weight_tying",
+    )
     assert [getattr(read.model, key) for key in kept] == [getattr(model, key) for key in kept]
     assert read.vocab_size == 64
     assert read.recursion.layout == recursion.layout
@@ -74,7 +91,9 @@ def test_what_is_written_reads_back_as_the_same_model(model, recursion) -> None:
 
 def test_ids_of_special_tokens_are_written_also_where_there_are_none() -> None:
     for model in (model_config(), llama_config()):
-        config = to_hf_config(exact_architecture(model, PLAIN), model, PLAIN, 64, SpecialTokens(None, 7, None), "float32")
+        config = to_hf_config(
+            exact_architecture(model, PLAIN), model, PLAIN, 64, SpecialTokens(None, 7, None), "float32"
+        )
         written = json.loads(config.to_json_string())
         assert written["eos_token_id"] == 7 and written["bos_token_id"] is None
 

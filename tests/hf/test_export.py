@@ -12,7 +12,19 @@ from megamesh.errors import CheckpointError, ConfigError
 from megamesh.hf import export as export_module
 from megamesh.hf.export import ModelSource, export_model
 from megamesh.hf.weights import parse_size
-from tests.hf.small_models import MESH, PLAIN, ROWS, build, export, llama_config, load, model_config, source, tokenizer, tokens
+from tests.hf.small_models import (
+    MESH,
+    PLAIN,
+    ROWS,
+    build,
+    export,
+    llama_config,
+    load,
+    model_config,
+    source,
+    tokenizer,
+    tokens,
+)
 
 
 def left_over(folder) -> list[str]:
@@ -23,11 +35,13 @@ def test_all_that_a_user_needs_is_there(tmp_path) -> None:
     folder = export(build(model_config()), tmp_path)
     assert left_over(folder) == [
         "README.md",
+        "blocks_megamesh.py",
         "config.json",
         "configuration_megamesh.py",
         "generation_config.json",
         "model.safetensors",
         "modeling_megamesh.py",
+        "recursion_megamesh.py",
         "tokenizer.json",
         "tokenizer_config.json",
     ]
@@ -38,7 +52,9 @@ def test_all_that_a_user_needs_is_there(tmp_path) -> None:
     assert settings["padding_side"] == "left" and settings["model_max_length"] == 64 and settings["pad_token"]
 
 
-@pytest.mark.parametrize(("model", "recursion"), [(model_config(), MESH), (model_config(), PLAIN), (llama_config(), PLAIN)])
+@pytest.mark.parametrize(
+    ("model", "recursion"), [(model_config(), MESH), (model_config(), PLAIN), (llama_config(), PLAIN)]
+)
 def test_the_tokenizer_gives_our_ids_whatever_the_architecture(model, recursion, tmp_path) -> None:
     folder = export(build(model, recursion), tmp_path, recursion)
     theirs, ours = AutoTokenizer.from_pretrained(folder, trust_remote_code=True), tokenizer(tmp_path)
@@ -93,7 +109,9 @@ def test_a_wrong_export_is_found_out(tmp_path, monkeypatch) -> None:
     real = export_module.export_tensors
 
     def off_by_a_thousandth(*args):
-        return ((name, tensor * 1.001 if "core.0.mlp.down_proj.weight" in name else tensor) for name, tensor in real(*args))
+        return (
+            (name, tensor * 1.001 if "core.0.mlp.down_proj.weight" in name else tensor) for name, tensor in real(*args)
+        )
 
     monkeypatch.setattr(export_module, "export_tensors", off_by_a_thousandth)
     with pytest.raises(CheckpointError, match="differ from ours"):

@@ -9,7 +9,18 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 
 from megamesh.config.sections import RecursionConfig
 from megamesh.model.transformer import Transformer
-from tests.hf.small_models import CHARACTERS, MESH, PLAIN, build, export, greedy_oracle, llama_config, load, model_config, tokens
+from tests.hf.small_models import (
+    CHARACTERS,
+    MESH,
+    PLAIN,
+    build,
+    export,
+    greedy_oracle,
+    llama_config,
+    load,
+    model_config,
+    tokens,
+)
 
 SCHEMES = ["base", "residual", "anchor", "anchor*", "residual+anchor", "anchor+anchor*", "static", "dynamic", "mesh"]
 BLOCKS = {
@@ -46,9 +57,12 @@ def test_every_scheme_gives_our_logits(scheme: str, tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("block", "recursion"), [*((block, "mesh") for block in BLOCKS), *(("llama-qk-norm", name) for name in RECURSIONS)][:-1]
+    ("block", "recursion"),
+    [*((block, "mesh") for block in BLOCKS), *(("llama-qk-norm", name) for name in RECURSIONS)][:-1],
 )
-def test_every_block_gives_our_logits_and_generates_the_same_whatever_the_path(block: str, recursion: str, tmp_path) -> None:
+def test_every_block_gives_our_logits_and_generates_the_same_whatever_the_path(
+    block: str, recursion: str, tmp_path
+) -> None:
     ours = build(BLOCKS[block], RECURSIONS[recursion])
     folder = export(ours, tmp_path, RECURSIONS[recursion])
     prompts = [[5, 9, 30], [11, 12, 13, 14, 15, 16, 17], [40]]
@@ -61,7 +75,10 @@ def test_every_block_gives_our_logits_and_generates_the_same_whatever_the_path(b
         assert padded["attention_mask"][0].tolist() == [0] * 4 + [1] * 3
         for use_cache in (True, False):
             made = theirs.generate(**padded, max_new_tokens=5, do_sample=False, use_cache=use_cache)[:, 7:].tolist()
-            assert [row[: len(want)] for row, want in zip(made, expected, strict=True)] == expected, (attention, use_cache)
+            assert [row[: len(want)] for row, want in zip(made, expected, strict=True)] == expected, (
+                attention,
+                use_cache,
+            )
 
 
 def test_left_padding_changes_no_logit_also_where_no_positions_are_given(tmp_path) -> None:
@@ -101,8 +118,8 @@ def test_loss_and_gradients_are_ours(block: str, checkpointing: bool, tmp_path) 
     ours = build(BLOCKS[block])
     theirs = load(export(ours, tmp_path)).train()
     if checkpointing:
-        theirs.gradient_checkpointing_enable()
-        assert theirs.is_gradient_checkpointing
+        theirs.activation_checkpointing_enable()
+        assert theirs.is_activation_checkpointing
     ids = tokens()
     loss = theirs(ids, labels=ids).loss
     loss.backward()
@@ -125,8 +142,11 @@ def test_bfloat16_routes_in_fp32_like_ours(tmp_path) -> None:
     ours = build(model_config()).to(torch.bfloat16)
     theirs = load(export(build(model_config()), tmp_path, dtype="bfloat16"), dtype=torch.bfloat16)
     h_BSD = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(1)).bfloat16()
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        for mine, other in zip(ours.routers[1](h_BSD), theirs.model.routers[1](h_BSD), strict=True):
+    with torch.no_grad():
+        expected = ours.routers[1](h_BSD)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = theirs.model.routers[1](h_BSD)
+        for mine, other in zip(expected, found, strict=True):
             assert other.dtype == torch.float32
             torch.testing.assert_close(other, mine, rtol=1e-5, atol=1e-6)
     with torch.no_grad():
@@ -162,7 +182,9 @@ def test_saved_again_it_loads_again(tmp_path) -> None:
 
 @pytest.mark.parametrize("scheme", ["mesh", "static", "dynamic"])
 def test_a_model_that_is_not_loaded_starts_as_its_configuration_records(scheme: str, tmp_path) -> None:
-    recursion = RecursionConfig(recursion="1+1R2+1", recursion_scheme=scheme, mesh_router_init="slot", mesh_router_slot_bias=3.0)
+    recursion = RecursionConfig(
+        recursion="1+1R2+1", recursion_scheme=scheme, mesh_router_init="slot", mesh_router_slot_bias=3.0
+    )
     folder = export(build(model_config(), recursion), tmp_path, recursion)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
     fresh = AutoModelForCausalLM.from_config(config, trust_remote_code=True)

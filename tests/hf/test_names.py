@@ -14,8 +14,14 @@ CASES = {
     "llama": (llama_config(), PLAIN),
     "mesh": (model_config(), MESH),
     "mesh-llama-blocks": (llama_config(use_qk_layernorm=True), MESH),
-    "static-unshared": (model_config(pos_emb="learned"), RecursionConfig(recursion="1+1+1+1", recursion_scheme="static")),
-    "dynamic-tied-norm": (model_config(gpt_j_tied=True), RecursionConfig(recursion="1+1R2+1", recursion_scheme="dynamic")),
+    "static-unshared": (
+        model_config(pos_emb="learned"),
+        RecursionConfig(recursion="1+1+1+1", recursion_scheme="static"),
+    ),
+    "dynamic-tied-norm": (
+        model_config(gpt_j_tied=True),
+        RecursionConfig(recursion="1+1R2+1", recursion_scheme="dynamic"),
+    ),
 }
 
 

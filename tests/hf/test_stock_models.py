@@ -18,7 +18,13 @@ SIZES = dict(vocab_size=ROWS, hidden_size=32, num_hidden_layers=3, num_attention
 
 def stock_model(name: str):
     if name == "llama":
-        config = LlamaConfig(**SIZES, intermediate_size=48, num_key_value_heads=2, rms_norm_eps=1e-5, rope_parameters={"rope_type": "default", "rope_theta": 5e3})
+        config = LlamaConfig(
+            **SIZES,
+            intermediate_size=48,
+            num_key_value_heads=2,
+            rms_norm_eps=1e-5,
+            rope_parameters={"rope_type": "default", "rope_theta": 5e3},
+        )
         module = LlamaForCausalLM(config)
     else:
         rope = {"rope_type": "default", "rope_theta": 5e3, "partial_rotary_factor": 0.25}
@@ -86,8 +92,6 @@ def test_the_scale_of_embeddings_is_folded_into_stock_weights(config, tmp_path) 
     ours = build(config(scale_embeddings=True), PLAIN)
     theirs = load(export(ours, tmp_path, PLAIN))
     assert type(theirs).__name__ != "MegaMeshForCausalLM"
-    torch.testing.assert_close(
-        theirs.get_input_embeddings().weight, ours.embedding.weight * 32**0.5, rtol=1e-6, atol=0
-    )
+    torch.testing.assert_close(theirs.get_input_embeddings().weight, ours.embedding.weight * 32**0.5, rtol=1e-6, atol=0)
     with torch.no_grad():
         torch.testing.assert_close(theirs(tokens()).logits, ours.logits(tokens()), rtol=1e-5, atol=1e-5)

@@ -1,0 +1,191 @@
+"""Datasets of a run: splits, blends, caches and what is refused."""
+
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from megamesh.config.sections import DataConfig
+from megamesh.data import build
+from megamesh.data.build import DataSplits, build_datasets, num_train_samples
+from megamesh.data.dataset import TokenDataset
+from megamesh.errors import ConfigError, DataError
+from tests.data import corpora
+from tests.data.test_sample_order import slow_samples
+
+S = 8
+
+
+def make(
+    data: DataConfig, num_samples: tuple[int, int, int] = (30, 6, 0), *, seed: int = 1, s: int = S, vocab: int = 10_000
+) -> DataSplits:
+    return build_datasets(data, sequence_length=s, seed=seed, num_samples=num_samples, vocab_size=vocab)
+
+
+def samples(dataset: TokenDataset | None) -> list[list[int]]:
+    assert dataset is not None
+    return [dataset[i].tolist() for i in range(len(dataset))]
+
+
+def lengths(seed: int, count: int = 40) -> list[int]:
+    draw = random.Random(seed)
+    return [draw.randint(0, 20) for _ in range(count)]
+
+
+def test_splits_are_the_slow_samples_of_their_documents(tmp_path: Path) -> None:
+    documents = corpora.write(tmp_path / "data", lengths(1))
+    built = make(DataConfig(data_path=str(tmp_path / "data"), split="80,15,5"), (100, 20, 5))
+    for dataset, (start, stop), wanted in zip(
+        (built.train, built.valid, built.test), ((0, 32), (32, 38), (38, 40)), (100, 20, 5), strict=True
+    ):
+        assert samples(dataset) == slow_samples(documents[start:stop], start, S, wanted, 1)
+
+
+def test_blend_takes_each_dataset_in_its_own_order(tmp_path: Path) -> None:
+    parts = [corpora.write(tmp_path / f"d{i}", lengths(i), first=1000 * i) for i in range(3)]
+    weights = [0.5, 0.2, 0.3]
+    data = DataConfig(train_data_paths=[str(tmp_path / f"d{i}") for i in range(3)], train_data_weights=[5, 2, 3])
+    found = samples(make(data, (200, 0, 0)).train)
+    own = [slow_samples(parts[i], 0, S, int(np.ceil(200 * weights[i] * 1.005)), 1) for i in range(3)]
+    drawn, expected = [0, 0, 0], []
+    for n in range(200):
+        deficits = [w * max(n, 1) - d for w, d in zip(weights, drawn, strict=True)]
+        best = deficits.index(max(deficits))
+        expected.append(own[best][drawn[best]])
+        drawn[best] += 1
+    assert found == expected
+
+
+def test_dataset_of_weight_zero_is_not_read(tmp_path: Path) -> None:
+    corpora.write(tmp_path / "a", lengths(1))
+    data = DataConfig(train_data_paths=[str(tmp_path / "a"), str(tmp_path / "missing")], train_data_weights=[1, 0])
+    assert len(samples(make(data, (20, 0, 0)).train)) == 20
+
+
+def test_second_build_reads_the_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpora.write(tmp_path / "data", lengths(1))
+    data = DataConfig(data_path=str(tmp_path / "data"), split="80,20,0")
+    first = make(data)
+    monkeypatch.setattr(build, "build_sample_order", lambda *_: pytest.fail("built again"))
+    second = make(data)
+    assert samples(first.train) == samples(second.train)
+    assert samples(first.valid) == samples(second.valid)
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "split": {"split": "60,40,0"},
+    "seed": {"seed": 2},
+    "sequence length": {"s": 5},
+    "samples": {"train": 300},
+    "file": {},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_builds_a_new_index(tmp_path: Path, change: str) -> None:
+    corpora.write(tmp_path / "data", lengths(1))
+    make(DataConfig(data_path=str(tmp_path / "data"), split="80,20,0"))
+    what = CHANGES[change]
+    documents = corpora.write(tmp_path / "data", lengths(2 if change == "file" else 1))
+    split, seed, s, wanted = what.get("split", "80,20,0"), what.get("seed", 1), what.get("s", S), what.get("train", 30)
+    built = make(DataConfig(data_path=str(tmp_path / "data"), split=split), (wanted, 6, 0), seed=seed, s=s)
+    end = 24 if change == "split" else 32
+    assert samples(built.train) == slow_samples(documents[:end], 0, s, wanted, seed)
+    assert samples(built.valid) == slow_samples(documents[end:], end, s, 6, seed)
+
+
+@pytest.mark.parametrize("content", [b"", b"not an array", None])
+def test_damaged_cache_is_built_again(tmp_path: Path, content: bytes | None) -> None:
+    documents = corpora.write(tmp_path / "data", lengths(1))
+    data = DataConfig(data_path=str(tmp_path / "data"), split="1")
+    make(data)
+    for path in tmp_path.glob("*_sample_index.npy"):
+        path.write_bytes(content) if content is not None else np.save(path, np.zeros((2, 2), np.int32))
+    assert samples(make(data).train) == slow_samples(documents, 0, S, 30, 1)
+
+
+def test_unwritable_folder_works_from_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, os.strerror(28))
+
+    documents = corpora.write(tmp_path / "data", lengths(1))
+    monkeypatch.setattr("megamesh.data.cache.replace_file", full)
+    monkeypatch.setattr("megamesh.data.token_range.replace_file", full)
+    built = make(DataConfig(data_path=str(tmp_path / "data"), split="1"))
+    assert samples(built.train) == slow_samples(documents, 0, S, 30, 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.bin", "data.idx"]
+
+
+def test_interrupted_cache_leaves_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    corpora.write(tmp_path / "data", lengths(1))
+    monkeypatch.setattr(np, "save", stop)
+    with pytest.raises(KeyboardInterrupt):
+        make(DataConfig(data_path=str(tmp_path / "data"), split="1"))
+    assert not [path for path in tmp_path.iterdir() if "npy" in path.name]
+
+
+def test_samples_of_epochs(tmp_path: Path) -> None:
+    documents = corpora.write(tmp_path / "data", lengths(1))
+    data = DataConfig(data_path=str(tmp_path / "data"), split="80,20,0")
+    wanted = num_train_samples(data, sequence_length=S, epochs=3)
+    assert wanted == (3 * sum(map(len, documents[:32])) - 1) // S
+    assert len(samples(make(data, (wanted, 0, 0)).train)) == wanted
+
+
+def test_what_is_not_wanted_is_none(tmp_path: Path) -> None:
+    corpora.write(tmp_path / "data", lengths(1))
+    built = make(DataConfig(data_path=str(tmp_path / "data"), split="1"), (10, 10, 0))
+    assert built.valid is None
+    assert built.test is None
+
+
+def bad_rounded(prefix: str) -> DataConfig:
+    return DataConfig(data_path=prefix, split="999,1,0")
+
+
+def bad_both(prefix: str) -> DataConfig:
+    return DataConfig(data_path=prefix, train_data_paths=[prefix])
+
+
+def bad_weights(prefix: str) -> DataConfig:
+    return DataConfig(train_data_paths=[prefix], train_data_weights=[1, 2])
+
+
+def bad_negative(prefix: str) -> DataConfig:
+    return DataConfig(train_data_paths=[prefix, prefix], train_data_weights=[1, -2])
+
+
+@pytest.mark.parametrize(
+    ("config", "kind", "message"),
+    [
+        (
+            bad_rounded,
+            DataError,
+            r"split='999,1,0' leaves no document for valid out of 40, but 6 samples are wanted; give valid a larger share",
+        ),
+        (bad_both, ConfigError, r"data_path and train_data_paths are both set"),
+        (bad_weights, ConfigError, r"train_data_weights has 2 values for 1 data paths"),
+        (bad_negative, ConfigError, r"train_data_weights=\[1.0, -2.0\]"),
+        (lambda _: DataConfig(), ConfigError, r"set data_path .*or train_data_paths"),
+        (lambda p: DataConfig(data_path=f"{p}.bin"), DataError, r"data\.bin\.idx: does not exist; .*prefix"),
+    ],
+)
+def test_bad_data_is_named(tmp_path: Path, config: Any, kind: type[Exception], message: str) -> None:
+    corpora.write(tmp_path / "data", lengths(1))
+    with pytest.raises(kind, match=message):
+        make(config(str(tmp_path / "data")))
+
+
+def test_ids_outside_the_vocabulary_and_empty_data_are_named(tmp_path: Path) -> None:
+    corpora.write(tmp_path / "data", lengths(1))
+    with pytest.raises(DataError, match=r"data\.bin: token id \d+ is outside the vocabulary of 50"):
+        make(DataConfig(data_path=str(tmp_path / "data")), vocab=50)
+    corpora.write(tmp_path / "empty", [0, 0])
+    with pytest.raises(DataError, match="hold no token"):
+        make(DataConfig(data_path=str(tmp_path / "empty"), split="1"))

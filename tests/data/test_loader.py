@@ -1,0 +1,159 @@
+"""Batches: the same global order at every layout, worker count and starting point."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from megamesh.data.batch import Batch, make_batch
+from megamesh.data.loader import iterate_batches
+from megamesh.data.sampler import micro_batch_ids
+from megamesh.errors import DataError
+
+TOTAL = 48
+
+
+class Numbers:
+    """Sample i is i·100, i·100 + 1, …"""
+
+    sequence_length = 6
+
+    def __len__(self) -> int:
+        return TOTAL
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return np.arange(index * 100, index * 100 + 7, dtype=np.int64)
+
+
+class Broken(Numbers):
+    def __getitem__(self, index: int) -> np.ndarray:
+        if index == 5:
+            raise DataError("corpus.bin: sample 5 cannot be read")
+        return super().__getitem__(index)
+
+
+class Deadly(Numbers):
+    def __getitem__(self, index: int) -> np.ndarray:
+        if index == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+def read(
+    dataset: Numbers, consumed: int = 0, micro: int = 2, rank: int = 0, size: int = 1, workers: int = 0
+) -> list[list[int]]:
+    """The sample numbers of each micro-batch of a rank."""
+    batches = iterate_batches(
+        dataset,
+        consumed_samples=consumed,
+        total_samples=TOTAL,
+        micro_batch_size=micro,
+        dp_rank=rank,
+        dp_size=size,
+        num_workers=workers,
+    )
+    return [(batch.tokens_BS[:, 0] // 100).tolist() for batch in batches]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_workers_do_not_change_batches_or_the_global_random_stream(workers: int) -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    assert read(Numbers(), workers=workers) == [[i, i + 1] for i in range(0, TOTAL, 2)]
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(("micro", "size"), [(1, 1), (4, 1), (2, 2), (1, 4), (3, 2), (2, 3)])
+@pytest.mark.parametrize("consumed", [0, 12, 36])
+def test_every_layout_has_the_same_global_batches_from_any_point(micro: int, size: int, consumed: int) -> None:
+    batch = 12
+    ranks = [read(Numbers(), consumed, micro, rank, size) for rank in range(size)]
+    accumulation = batch // (micro * size)
+    for step in range((TOTAL - consumed) // batch):
+        first = consumed + step * batch
+        micro_steps = [[ranks[rank][step * accumulation + a] for rank in range(size)] for a in range(accumulation)]
+        assert [i for ids in micro_steps for part in ids for i in part] == list(range(first, first + batch))
+    assert all(len(rank) == (TOTAL - consumed) // (micro * size) for rank in ranks)
+
+
+def test_resume_with_workers_continues_the_same_batches() -> None:
+    whole = read(Numbers(), micro=4, workers=2)
+    assert read(Numbers(), consumed=20, micro=4, workers=2) == whole[5:]
+
+
+def test_remainder_is_left_out_on_every_rank() -> None:
+    assert [list(ids) for ids in micro_batch_ids(0, 11, 2, 1, 2)] == [[2, 3], [6, 7]]
+    assert [list(ids) for ids in micro_batch_ids(0, 11, 2, 0, 2)] == [[0, 1], [4, 5]]
+
+
+def test_batch_is_shifted_once() -> None:
+    batch = make_batch([np.arange(5), np.arange(10, 15)])
+    assert batch.tokens_BS.tolist() == [[0, 1, 2, 3], [10, 11, 12, 13]]
+    assert batch.labels_BS.tolist() == [[1, 2, 3, 4], [11, 12, 13, 14]]
+    assert [t.dtype for t in (batch.tokens_BS, batch.labels_BS, batch.loss_mask_BS)] == [
+        torch.int64,
+        torch.int64,
+        torch.float32,
+    ]
+    assert batch.loss_mask_BS.tolist() == [[1.0] * 4] * 2
+    moved = batch.to("cpu")
+    assert isinstance(moved, Batch)
+    assert torch.equal(moved.labels_BS, batch.labels_BS)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_reading_errors_arrive_as_they_are(workers: int) -> None:
+    with pytest.raises(DataError) as caught:
+        read(Broken(), workers=workers)
+    assert str(caught.value) == "corpus.bin: sample 5 cannot be read"
+
+
+def test_dead_worker_is_an_error_with_a_mend() -> None:
+    with pytest.raises(DataError, match=r"a data loader process died .*num_workers: 0"):
+        read(Deadly(), workers=2)
+
+
+def test_too_few_samples_are_named() -> None:
+    with pytest.raises(DataError, match="49 samples are wanted of a dataset of 48"):
+        iterate_batches(
+            Numbers(), consumed_samples=0, total_samples=49, micro_batch_size=1, dp_rank=0, dp_size=1, num_workers=0
+        )
+
+
+SCRIPT = """
+import os, signal, sys
+from multiprocessing import active_children
+from megamesh.data.loader import iterate_batches
+from tests.data.test_loader import Numbers
+signal.signal(signal.SIGTERM, lambda *_: None)
+batches = iterate_batches(
+    Numbers(), consumed_samples=0, total_samples=48, micro_batch_size=1, dp_rank=0, dp_size=1, num_workers=2)
+next(batches)
+os.killpg(os.getpgrp(), signal.SIGTERM)
+assert len(list(batches)) == 47
+again = iterate_batches(
+    Numbers(), consumed_samples=0, total_samples=48, micro_batch_size=1, dp_rank=0, dp_size=1, num_workers=2)
+next(again)
+print(len(active_children()))
+"""
+
+
+def test_workers_outlive_a_signal_to_all_processes_and_end_with_the_interpreter() -> None:
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        start_new_session=True,
+        cwd=Path(__file__).parents[2],
+        check=False,
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "2"), done.stderr
+    assert time.monotonic() - started < 60

@@ -1,0 +1,37 @@
+"""A process without a launcher trains, prints nothing, compiles nothing and does not read its command line."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = """
+import torch
+from megamesh.engine.distributed import init_distributed, shut_down_distributed
+from tests.engine.runs import Setup, train, training
+init_distributed()
+for stage in range(4):
+    with training(Setup(stage)) as engine:
+        assert not train(engine, 0, 1)[0].skipped
+shut_down_distributed()
+"""
+
+
+def test_one_process_without_a_launcher(tmp_path):
+    removed = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
+    environment = {name: value for name, value in os.environ.items() if name not in removed}
+    environment |= {"TORCH_EXTENSIONS_DIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore"}
+    arguments = ["-c", SCRIPT, "--deepspeed_config", "missing.json", "--local_rank=5"]
+    root = Path(__file__).parents[2]
+    ended = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == ""
+    assert list(tmp_path.iterdir()) == []

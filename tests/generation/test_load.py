@@ -1,0 +1,55 @@
+"""A checkpoint folder suffices to load a model, and what does not fit is named."""
+
+import json
+
+import pytest
+import torch
+
+from megamesh.errors import CheckpointError, DataError
+from megamesh.generation.load import load_for_inference, open_checkpoint
+from tests.generation.checkpoints import write_checkpoint
+from tests.hf.small_models import MESH, PLAIN, build, llama_config, model_config, tokenizer_file, tokens
+
+
+def test_the_folder_alone_gives_model_configuration_and_tokenizer(tmp_path) -> None:
+    ours = build(llama_config(no_weight_tying=False))
+    folder = write_checkpoint(tmp_path / "save", ours, MESH, tokenizer_file(tmp_path))
+    for path in (folder, tmp_path / "save"):
+        model, run, tokenizer = load_for_inference(path)
+        assert run.model == ours.config and run.recursion == MESH and tokenizer.vocab_size == 57
+        assert not model.training and model.head.weight is model.embedding.weight
+        with torch.no_grad():
+            assert torch.equal(model.logits(tokens()), ours.logits(tokens()))
+    half, _, _ = load_for_inference(folder, dtype=torch.bfloat16)
+    assert torch.equal(half.embedding.weight, ours.embedding.weight.bfloat16())
+
+
+def test_a_tokenizer_that_moved_can_be_named(tmp_path) -> None:
+    moved = tokenizer_file(tmp_path)
+    folder = write_checkpoint(tmp_path / "save", build(model_config(), PLAIN), PLAIN, tmp_path / "gone.json")
+    with pytest.raises(DataError, match=r"gone\.json.*--vocab-file"):
+        open_checkpoint(folder)
+    assert open_checkpoint(folder, vocab_file=str(moved)).tokenizer.vocab_size == 57
+
+
+def test_what_does_not_fit_is_named(tmp_path) -> None:
+    vocab = tokenizer_file(tmp_path)
+    folder = write_checkpoint(tmp_path / "save", build(model_config()), MESH, vocab)
+    meta = json.loads((folder / "meta.json").read_text())
+
+    def with_config(section: str, **changes) -> None:
+        config = meta["config"] | {section: meta["config"][section] | changes}
+        (folder / "meta.json").write_text(json.dumps(meta | {"config": config}))
+
+    with_config("recursion", mesh_num_slots=3)
+    with pytest.raises(CheckpointError, match=r"routers\.0\.write\.weight is \(5, 32\).*asks for \(3, 32\)"):
+        open_checkpoint(folder)
+    with_config("model", activation="tanh")
+    with pytest.raises(CheckpointError, match=r"model\.activation"):
+        open_checkpoint(folder)
+    with_config("model", make_vocab_size_divisible_by=16, vocab_size=30)
+    with pytest.raises(DataError, match="57 token ids"):
+        open_checkpoint(folder)
+    for path, text in ((tmp_path / "nowhere", "does not exist"), (tmp_path, "neither")):
+        with pytest.raises(CheckpointError, match=text):
+            open_checkpoint(path)

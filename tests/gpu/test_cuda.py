@@ -1,0 +1,71 @@
+"""What only a GPU can show: flash attention in bf16, the model in bf16 beside fp32, and a whole run over NCCL on one rank."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from megamesh.config.sections import RecursionConfig, TrainingConfig
+from megamesh.kernels.highway import highway_read
+from megamesh.kernels.linear_cross_entropy import linear_cross_entropy
+from megamesh.model.build import build_model
+from tests.model.test_transformer import VOCAB, batch, small_model
+from tests.training.tiny import launch, losses, write_config, write_corpus
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+CUDA = torch.device("cuda")
+
+
+def test_bf16_attention_runs_on_the_flash_kernel_and_agrees_with_the_exact_one() -> None:
+    recursion = RecursionConfig(recursion="1+1R2+1")
+    model = build_model(
+        small_model(hidden_size=128, init_method_std=0.02),
+        recursion,
+        TrainingConfig(),
+        VOCAB,
+        device=CUDA,
+        dtype=torch.bfloat16,
+    )
+    tokens = batch()[0].to(CUDA)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        flash = model.logits(tokens)
+    with sdpa_kernel(SDPBackend.MATH):
+        exact = model.float().logits(tokens)
+    assert (flash.float() - exact).norm() < 2e-2 * exact.norm()
+
+
+@pytest.mark.parametrize("scheme", ["base", "mesh"])
+def test_loss_and_gradients_equal_the_cpu(scheme: str) -> None:
+    def on(device: torch.device) -> list[torch.Tensor]:
+        recursion = RecursionConfig(recursion="1+1R2+1", recursion_scheme=scheme)
+        model = build_model(small_model(), recursion, TrainingConfig(), VOCAB, device=device, dtype=torch.float64)
+        loss = model(*(tensor.to(device) for tensor in batch()))
+        return [loss.detach().cpu(), *(g.cpu() for g in torch.autograd.grad(loss, list(model.parameters())))]
+
+    for cpu, cuda in zip(on(torch.device("cpu")), on(CUDA), strict=True):
+        torch.testing.assert_close(cuda, cpu, rtol=1e-9, atol=1e-11)
+
+
+def test_kernels_in_bf16_are_near_float64() -> None:
+    generator = torch.Generator(CUDA).manual_seed(0)
+    read, write = (torch.rand(4, 64, 5, device=CUDA, generator=generator).softmax(-1) for _ in range(2))
+    sources = [torch.randn(4, 64, 256, device=CUDA, generator=generator).bfloat16() for _ in range(2)]
+    exact = highway_read(read.double(), [write.double()], [source.double() for source in sources])
+    assert (highway_read(read, [write], sources).double() - exact).norm() < 5e-3 * exact.norm()
+    h, weight = (torch.randn(*shape, device=CUDA, generator=generator).bfloat16() for shape in ((256, 64), (1000, 64)))
+    labels, mask = torch.randint(0, 1000, (256,), device=CUDA, generator=generator), torch.ones(256, device=CUDA)
+    loss = linear_cross_entropy(h, weight, labels, mask, 100)
+    assert abs(loss / linear_cross_entropy(h.double(), weight.double(), labels, mask, 256) - 1) < 1e-2
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_a_run_over_nccl_learns_and_continues(tmp_path: Path, stage: int) -> None:
+    write_corpus(tmp_path / "corpus")
+    keys = dict(precision="bfloat16", zero_optimization={"stage": stage}, lr_decay_iters=20)
+    launch(write_config(tmp_path, "straight", **keys), CUDA_VISIBLE_DEVICES="0")
+    for last in (10, 20):
+        launch(write_config(tmp_path, "halves", train_iters=last, **keys), CUDA_VISIBLE_DEVICES="0")
+    straight, halves = losses(tmp_path / "straight"), losses(tmp_path / "halves")
+    assert straight[20] < 0.9 * straight[1]
+    assert all(abs(halves[step] / straight[step] - 1) < 1e-3 for step in straight)

@@ -1,0 +1,86 @@
+"""tools/generate.py: prompts from the command line, a file or the terminal."""
+
+import io
+import json
+import sys
+
+import pytest
+
+from tests.generation.checkpoints import write_checkpoint
+from tests.hf.small_models import CHARACTERS, MESH, build, greedy_oracle, model_config, tokenizer, tokenizer_file
+from tools.generate import main
+
+
+@pytest.fixture
+def ours(tmp_path):
+    module = build(model_config())
+    write_checkpoint(tmp_path / "save", module, MESH, tokenizer_file(tmp_path))
+    return module
+
+
+def run(tmp_path, *options: str) -> int:
+    return main(["--checkpoint", str(tmp_path / "save"), "--max-new-tokens", "6", "--device", "cpu", *options])
+
+
+def greedy_text(ours, tmp_path, prompt: str) -> str:
+    letters = tokenizer(tmp_path)
+    return letters.decode(greedy_oracle(ours.logits, letters.encode(prompt) or [0], 6, stop=0))
+
+
+def test_prompts_are_continued_greedily(ours, tmp_path, capsys) -> None:
+    assert run(tmp_path, "--prompt", "The end", "--prompt", "a", "--temperature", "0") == 0
+    expected = [prompt + greedy_text(ours, tmp_path, prompt) for prompt in ("The end", "a")]
+    assert capsys.readouterr().out == "\n".join(expected) + "\n"
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
+def test_a_file_of_prompts_becomes_a_file_of_texts(ours, suffix, tmp_path, capsys) -> None:
+    prompts = ["The end", "", "b c"]
+    source, target = tmp_path / f"prompts{suffix}", tmp_path / "texts.jsonl"
+    lines = prompts if suffix == ".txt" else [json.dumps({"text": prompt}) for prompt in prompts]
+    source.write_text("".join(line + "\n" for line in lines))
+    options = ("--input-file", str(source), "--output", str(target), "--temperature", "0", "--batch-size", "2")
+    assert run(tmp_path, *options) == 0
+    records = [json.loads(line) for line in target.read_text().splitlines()]
+    assert [record["prompt"] for record in records] == prompts
+    assert [record["text"] for record in records] == [greedy_text(ours, tmp_path, prompt) for prompt in prompts]
+    before = target.read_bytes()
+    assert run(tmp_path, *options) == 1
+    assert "exists" in capsys.readouterr().err and target.read_bytes() == before
+
+
+def test_a_session_in_the_terminal_shows_each_continuation(ours, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("The end\na\n"))
+    assert run(tmp_path, "--interactive", "--temperature", "0") == 0
+    said = capsys.readouterr().out
+    assert all(greedy_text(ours, tmp_path, prompt) in said for prompt in ("The end", "a"))
+
+
+def test_a_seed_gives_the_same_text_again(ours, tmp_path, capsys) -> None:
+    texts = []
+    for seed in ("1", "1", "2"):
+        assert run(tmp_path, "--prompt", "a", "--seed", seed, "--top-k", "20", "--top-p", "0.95") == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] != texts[2]
+    assert set("".join(texts)) <= set(CHARACTERS)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (("--prompt", "a", "--top-p", "2"), "top_p=2.0"),
+        (("--prompt", "a", "--batch-size", "0"), "--batch-size=0"),
+        (("--prompt", "a", "--device", "nonsense"), "--device=nonsense"),
+        (("--input-file", "missing.txt"), "missing.txt"),
+    ],
+)
+def test_bad_input_is_one_error(ours, options, text, tmp_path, capsys) -> None:
+    assert run(tmp_path, *options) == 1
+    assert text in capsys.readouterr().err
+
+
+def test_a_line_that_is_no_prompt_is_named(ours, tmp_path, capsys) -> None:
+    source = tmp_path / "prompts.jsonl"
+    source.write_text('{"text": "a"}\n{"test": "b"}\n')
+    assert run(tmp_path, "--input-file", str(source)) == 1
+    assert "prompts.jsonl:2" in capsys.readouterr().err

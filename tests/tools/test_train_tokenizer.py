@@ -1,0 +1,98 @@
+"""tools/train_tokenizer.py from files to a tokenizer, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from megamesh.config.sections import TokenizerConfig
+from megamesh.tokenizer import build_tokenizer
+from tools.train_tokenizer import main
+
+TEXTS = [f"def function_{i}(first, second):\n    return first * {i} + second\n" for i in range(200)]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("".join(json.dumps({"text": t, "other": "zzz"}) + "\n" for t in TEXTS))
+    (tmp_path / "more.txt").write_text(TEXTS[0])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind"),
+    [
+        (["--type", "sentencepiece", "--vocab-size", "294"], "SPMTokenizer"),
+        (["--type", "sentencepiece", "--model-type", "bpe", "--vocab-size", "294"], "SPMTokenizer"),
+        (["--type", "hf-bpe", "--vocab-size", "294"], "HFTokenizer"),
+        (["--type", "characters"], "CharLevelTokenizer"),
+    ],
+)
+def test_output_is_a_tokenizer_of_the_asked_size(corpus: Path, arguments: list[str], kind: str) -> None:
+    output = corpus.parent / "out" / "vocabulary"
+    assert main([*arguments, "--input", f"{corpus},{corpus.parent / 'more.txt'}", "--output", str(output)]) == 0
+    tokenizer = build_tokenizer(TokenizerConfig(tokenizer_type=kind, vocab_file=str(output)))  # type: ignore[arg-type]
+    assert tokenizer.vocab_size == (294 if "--vocab-size" in arguments else len(set("".join(TEXTS))) + 2)
+    assert all(tokenizer.decode(tokenizer.encode(text)) == text for text in TEXTS)
+    assert len(list(output.parent.iterdir())) == 1
+
+
+def test_most_frequent_characters_are_kept(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "few.txt").write_text("aaabbc")
+    assert (
+        main(
+            [
+                "--type",
+                "characters",
+                "--vocab-size",
+                "4",
+                "--input",
+                str(tmp_path / "few.txt"),
+                "--output",
+                str(tmp_path / "v"),
+            ]
+        )
+        == 0
+    )
+    assert json.loads((tmp_path / "v").read_text())["characters"] == ["a", "b"]
+
+
+def test_thinning_keeps_an_even_share(corpus: Path, tmp_path: Path) -> None:
+    arguments = [
+        "--type",
+        "characters",
+        "--jsonl-keys",
+        "other",
+        "--input",
+        str(corpus),
+        "--output",
+        str(tmp_path / "v"),
+    ]
+    assert main(arguments) == 0
+    assert json.loads((tmp_path / "v").read_text())["characters"] == ["z"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--output", "OLD"], "exists; name another file or add --overwrite"),
+        (["--vocab-size", "100000"], "--vocab-size=100000 with --type sentencepiece"),
+        (["--input", "absent.jsonl"], "absent.jsonl: does not exist"),
+        (["--input", "EMPTY"], "no text to learn a vocabulary from"),
+        (["--jsonl-keys", "nothing"], "corpus.jsonl:1: no key 'nothing'"),
+    ],
+)
+def test_bad_input_is_one_error_and_status_1(
+    corpus: Path, capsys: pytest.CaptureFixture[str], change: list[str], message: str
+) -> None:
+    folder = corpus.parent
+    (folder / "old").write_text("old")
+    (folder / "empty.txt").write_text("")
+    places = {"OLD": str(folder / "old"), "EMPTY": str(folder / "empty.txt")}
+    base = {"--type": "sentencepiece", "--vocab-size": "294", "--input": str(corpus), "--output": str(folder / "new")}
+    base[change[0]] = places.get(change[1], change[1])
+    assert main([word for pair in base.items() for word in pair]) == 1
+    assert message in capsys.readouterr().err
+    assert not (folder / "new").exists()
+    assert (folder / "old").read_text() == "old"

@@ -1,0 +1,43 @@
+"""The benchmark's arithmetic, and one real measurement of three models in turn."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megamesh.config.load import load_config
+from megamesh.errors import TrainingError
+from megamesh.training.benchmark import Measurement, make_candidate
+from tests.training.tiny import ROOT, write_config
+
+
+def measurement(config: Path, seconds: list[float]) -> Measurement:
+    candidate = make_candidate("config", load_config([config]).run, 64)
+    return Measurement(candidate, 1, 1000, 2, seconds, 2**20, 1.0)
+
+
+def test_ratios_are_taken_within_rounds(tmp_path: Path) -> None:
+    """The machine is three times slower in the second round; the candidate is twice as fast in every round."""
+    config = write_config(tmp_path)
+    slow, fast = measurement(config, [2.0, 6.0, 2.2]), measurement(config, [1.0, 3.0, 1.1])
+    assert fast.ratio_to(slow) == 2.0
+    assert fast.median_seconds == 1.1
+    assert fast.tokens_per_second == pytest.approx(1000 / 1.1)
+    assert fast.tflops_per_device == pytest.approx(1000 / 1.1 * fast.candidate.flops_per_token / 2 / 1e12)
+
+
+def test_a_plain_stack_cannot_be_compared_with_its_recursion(tmp_path: Path) -> None:
+    config = load_config([write_config(tmp_path, recursion=None, recursion_scheme=None)]).run
+    with pytest.raises(TrainingError, match="no recursion"):
+        make_candidate("base", config, 64)
+
+
+def test_the_table_has_a_row_per_model(tmp_path: Path) -> None:
+    command = ["tools/benchmark.py", "train", write_config(tmp_path), "--rounds", "2", "--steps", "1", "--warmup", "1"]
+    done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    header, *rows = done.stdout.splitlines()[-4:]
+    assert header.split()[:2] == ["model", "parameters"]
+    assert [row.split("  ")[0] for row in rows] == ["1+1R2+1 mesh", "1+1R2+1 base", "transformers GPTNeoX"]
+    assert rows[0].split()[2:3] == ["43,262"]

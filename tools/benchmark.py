@@ -1,0 +1,111 @@
+"""Measure speed and memory: `benchmark.py train` compares models in turn, in one run."""
+
+import argparse
+import sys
+
+from megamesh.errors import MegaMeshError
+from megamesh.log import configure_logging
+
+EXAMPLES = """\
+examples
+  the quickstart's model beside plain recursion and transformers' GPTNeoX of the same compute depth
+      python tools/benchmark.py train examples/quickstart/common.yml examples/quickstart/mesh.yml examples/quickstart/cpu.yml
+  a MeSH 410M on one GPU against a vanilla stack, micro-batch 8
+      python tools/benchmark.py train examples/configs/410m-4+8R2+4-mesh.yml --set train_batch_size=8 --against base vanilla
+
+Figures are medians over rounds; "speed" is a ratio to the first row, taken within each round. TFLOP/s and MFU count every block
+that a token passes through (compute depth), and nothing that is recomputed. transformers' model is a plain stack: it has the
+FLOPs of the recursive one and more parameters. Memory is the device allocator's peak, on a CPU the process's largest resident set."""
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    train = commands.add_parser(
+        "train",
+        help="tokens/s, TFLOP/s, MFU, peak memory",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    train.add_argument(
+        "configs", nargs="+", metavar="FILE.yml", help="configuration files, read as one; no data is needed"
+    )
+    train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replace one key of the files")
+    train.add_argument(
+        "--against", nargs="*", default=["base", "transformers"], choices=["base", "mesh", "vanilla", "transformers"],
+        help="what to compare with (default: base transformers)",
+    )  # fmt: skip
+    train.add_argument("--processes", type=int, default=1, help="data-parallel processes per model (default: 1)")
+    train.add_argument("--steps", type=int, default=5, help="optimizer steps per round (default: 5)")
+    train.add_argument("--rounds", type=int, default=5, help="rounds (default: 5)")
+    train.add_argument("--warmup", type=int, default=2, help="steps before the first round (default: 2)")
+    return parser.parse_args()
+
+
+def train_table(args: argparse.Namespace) -> str:
+    from megamesh.config.load import load_config
+    from megamesh.config.yaml_files import parse_override
+    from megamesh.training.benchmark import Measurement, benchmark, make_candidate
+    from megamesh.training.vocabulary import vocabulary_size
+
+    config = load_config(args.configs, dict(map(parse_override, args.set)), for_training=False).run
+    vocab_size = config.model.padded_vocab_size(vocabulary_size(config.model, config.tokenizer))
+    candidates = [make_candidate(kind, config, vocab_size) for kind in ["config", *args.against]]
+    results = benchmark(
+        candidates,
+        num_processes=args.processes,
+        num_rounds=args.rounds,
+        steps_per_round=args.steps,
+        num_warmup_steps=args.warmup,
+    )
+
+    def row(result: Measurement) -> tuple[str, ...]:
+        mfu = f"{result.tflops_per_device / result.peak_tflops:.1%}" if result.peak_tflops else "–"
+        return (
+            result.candidate.name,
+            f"{result.num_parameters:,}",
+            f"{result.tokens_per_second:,.0f}",
+            f"{result.ratio_to(results[0]):.3f}",
+            f"{result.tflops_per_device:.4g}",
+            mfu,
+            f"{result.peak_bytes / 2**20:,.0f}",
+            f"{1e3 * min(result.seconds_per_step):,.1f} / {1e3 * result.median_seconds:,.1f} / {1e3 * max(result.seconds_per_step):,.1f}",
+        )
+
+    header = (
+        "model",
+        "parameters",
+        "tokens/s",
+        "speed",
+        "TFLOP/s per device",
+        "MFU",
+        "peak MiB",
+        "ms per step: min / median / max",
+    )
+    return aligned([header, *map(row, results)])
+
+
+def aligned(rows: list[tuple[str, ...]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
+
+
+def main() -> int:
+    args = parse_arguments()
+    configure_logging()
+    try:
+        print(train_table(args))
+    except MegaMeshError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from megamesh.checkpoint.inference import open_checkpoint
 from megamesh.errors import MegaMeshError
-from megamesh.generation.load import open_checkpoint
 from megamesh.hf.export import DTYPES, ModelSource, export_model, refuse_existing
 from megamesh.hf.weights import parse_size
 from megamesh.log import configure_logging

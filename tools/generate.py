@@ -18,9 +18,9 @@ from pathlib import Path
 
 import torch
 
+from megamesh.checkpoint.inference import load_for_inference
 from megamesh.errors import ConfigError, DataError, MegaMeshError
 from megamesh.generation.generate import generate, stream
-from megamesh.generation.load import load_for_inference
 from megamesh.generation.sampling import Sampling
 from megamesh.generation.text import decode_continuation, decode_stream, encode_prompt
 from megamesh.log import configure_logging

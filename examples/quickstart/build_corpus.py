@@ -1,7 +1,8 @@
 """Collects the Python sources of the interpreter's own standard library into one jsonl file: a real corpus on every machine.
 
 One line per source file, {"path": ..., "text": ...}, in an order that is shuffled but the same every time, so that a split by documents
-gives validation text of the same kind as the training text. Tests and installed packages are left out.
+gives validation text of the same kind as the training text. Tests, installed packages and files that are tables rather than code (character
+encodings, the text of pydoc) are left out.
 """
 
 import argparse
@@ -11,7 +12,7 @@ import random
 import sysconfig
 from pathlib import Path
 
-LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "lib2to3"}
+LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "lib2to3", "encodings", "pydoc_data"}
 
 
 def source_files(root: Path) -> list[Path]:

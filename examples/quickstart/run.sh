@@ -26,7 +26,7 @@ python $here/build_corpus.py --output $out/corpus.jsonl
 
 title "Tokenizer: sentencepiece, 4096 pieces"
 [ -f $out/tokenizer.model ] ||
-    python tools/train_tokenizer.py --type sentencepiece --input $out/corpus.jsonl --vocab-size 4096 --output $out/tokenizer.model
+    python tools/train_tokenizer.py --type sentencepiece --model-type bpe --input $out/corpus.jsonl --vocab-size 4096 --output $out/tokenizer.model
 
 title "Tokens: indexed binaries"
 [ -f $out/corpus_text_document.idx ] ||
@@ -41,7 +41,7 @@ if [ ! -d $out/mesh ]; then
     (launch $here/mesh.yml) > >(tee $out/first.log) &
     training=$!
     until grep -q "validation loss" $out/first.log 2>/dev/null || ! kill -0 $training 2>/dev/null; do sleep 1; done
-    kill -TERM $training 2>/dev/null || true # the launcher passes it on; every process finishes its step and saves
+    pkill -TERM -P $training || true # deepspeed's per-node launcher passes it on; every process finishes its step and saves
     wait $training || true
     grep -q "the same command continues" $out/first.log || { echo "training ended before it was to be stopped; see above" >&2; exit 1; }
 fi

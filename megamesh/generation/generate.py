@@ -145,9 +145,9 @@ class _Decoder:
         places_S = torch.arange(start, end, device=self.unread_BS.device)
         positions = (places_S - self.padding_B1).clamp(min=0) if self.padded else places_S
         mask = left_padding_mask(self.padding_B1, places_S) if self.padded else None
-        logits_BSV = self.model.logits(self.unread_BS, positions, mask, self.cache)
+        h_BSD = self.model.states(self.unread_BS, positions, mask, self.cache)
         self.cache.advance(end - start)
-        return logits_BSV[:, -1]
+        return self.model.head.logits(h_BSD[:, -1])
 
     def append(self, tokens_B: Tensor) -> None:
         self.unread_BS = tokens_B[:, None]

@@ -21,6 +21,6 @@ class Head(nn.Linear):
         tokens = (h_BSD.flatten(0, 1), self.weight, labels_BS.flatten(), loss_mask_BS.flatten())
         return linear_cross_entropy(*tokens, self.loss_chunk_tokens)
 
-    def logits(self, h_BSD: Tensor) -> Tensor:
-        """[B, S, D] → [B, S, V] in the model's type."""
-        return F.linear(h_BSD, self.weight)
+    def logits(self, h: Tensor) -> Tensor:
+        """[..., D] → [..., V] in the model's type."""
+        return F.linear(h, self.weight)

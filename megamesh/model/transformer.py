@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from megamesh.config.recursion import RecursionLayout
 from megamesh.config.sections import ModelConfig, RecursionConfig
-from megamesh.model.attention import AttentionInputs, KeyValueCache, attention_inputs
+from megamesh.model.attention import KeyValueCache, attention_inputs
 from megamesh.model.block import build_block
 from megamesh.model.embedding import TokenEmbedding
 from megamesh.model.head import Head
@@ -62,26 +62,24 @@ class Transformer(nn.Module):
 
     def forward(self, tokens_BS: Tensor, labels_BS: Tensor, loss_mask_BS: Tensor) -> Tensor:
         """The training loss: mean cross entropy of the tokens that the mask counts, a scalar in fp32."""
-        positions_S = torch.arange(tokens_BS.shape[1], device=tokens_BS.device)
-        h_BSD = self._states(tokens_BS, positions_S, attention_inputs(self.config, positions_S))
-        loss: Tensor = self.head(h_BSD, labels_BS, loss_mask_BS)
+        loss: Tensor = self.head(self.states(tokens_BS), labels_BS, loss_mask_BS)
         return loss
 
-    def logits(
+    def logits(self, tokens_BS: Tensor) -> Tensor:
+        """Logits [B, S, V] of every token, in the model's type."""
+        return self.head.logits(self.states(tokens_BS))
+
+    def states(
         self,
         tokens_BS: Tensor,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
-        """Logits [B, S, V] for inference. Positions default to 0 … S−1; mask and cache as in `attention_inputs`."""
+        """Tokens [B, S] → the final, normed states [B, S, D]. Positions default to 0 … S−1; see `attention_inputs`."""
         if positions is None:
             positions = torch.arange(tokens_BS.shape[1], device=tokens_BS.device)
-        h_BSD = self._states(tokens_BS, positions, attention_inputs(self.config, positions, mask, cache))
-        return self.head.logits(h_BSD)
-
-    def _states(self, tokens_BS: Tensor, positions: Tensor, inputs: AttentionInputs) -> Tensor:
-        """Tokens [B, S] → the final, normed states [B, S, D]."""
+        inputs = attention_inputs(self.config, positions, mask, cache)
         h_emb_BSD = self._embed(tokens_BS, positions)
         h_BSD = self.recompute.run(self.prelude, h_emb_BSD, inputs, first_layer=0)
         highway, layer = Highway(), len(self.prelude)

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
+from megamesh.checkpoint.inference import load_for_inference, open_checkpoint
 from megamesh.errors import CheckpointError, DataError
-from megamesh.generation.load import load_for_inference, open_checkpoint
 from tests.generation.checkpoints import write_checkpoint
 from tests.hf.small_models import MESH, PLAIN, build, llama_config, model_config, tokenizer_file, tokens
 

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from megamesh.errors import MegaMeshError
 from megamesh.log import configure_logging
@@ -18,7 +19,7 @@ that a token passes through (compute depth), and nothing that is recomputed. tra
 FLOPs of the recursive one and more parameters. Memory is the device allocator's peak, on a CPU the process's largest resident set."""
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     train = commands.add_parser(
@@ -39,7 +40,7 @@ def parse_arguments() -> argparse.Namespace:
     train.add_argument("--steps", type=int, default=5, help="optimizer steps per round (default: 5)")
     train.add_argument("--rounds", type=int, default=5, help="rounds (default: 5)")
     train.add_argument("--warmup", type=int, default=2, help="steps before the first round (default: 2)")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def train_table(args: argparse.Namespace) -> str:
@@ -96,8 +97,8 @@ def aligned(rows: list[tuple[str, ...]]) -> str:
     )
 
 
-def main() -> int:
-    args = parse_arguments()
+def main(arguments: Sequence[str] | None = None) -> int:
+    args = parse_arguments(arguments)
     configure_logging()
     try:
         print(train_table(args))

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from megamesh.errors import DataError, MegaMeshError
@@ -23,7 +24,7 @@ def named(text: str) -> tuple[str, str]:
     return name, value
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -42,7 +43,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     routers.add_argument("--samples", type=int, default=16, help="validation samples to average over (default: 16)")
     routers.add_argument("--output", type=Path, required=True, help="picture to write (.png, .pdf, .svg)")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def plot_loss(args: argparse.Namespace) -> None:
@@ -91,8 +92,8 @@ def plot_routers(args: argparse.Namespace) -> None:
     plot_router_maps(maps, args.output, title)
 
 
-def main() -> int:
-    args = parse_arguments()
+def main(arguments: Sequence[str] | None = None) -> int:
+    args = parse_arguments(arguments)
     configure_logging()
     try:
         (plot_loss if args.kind == "loss" else plot_routers)(args)

@@ -10,9 +10,20 @@ import json
 import os
 import random
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
 
-LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "lib2to3", "encodings", "pydoc_data"}
+LEFT_OUT = {
+    "test",
+    "tests",
+    "idle_test",
+    "site-packages",
+    "dist-packages",
+    "__pycache__",
+    "lib2to3",
+    "encodings",
+    "pydoc_data",
+}
 
 
 def source_files(root: Path) -> list[Path]:
@@ -22,10 +33,10 @@ def source_files(root: Path) -> list[Path]:
     return files
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="jsonl file to write")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     root = Path(sysconfig.get_paths()["stdlib"])
     num_files = num_bytes = 0
     args.output.parent.mkdir(parents=True, exist_ok=True)

@@ -13,12 +13,13 @@ if [ "$gpus" -gt 0 ]; then
     site=$here/gpu.yml processes=$((gpus < 2 ? gpus : 2))
 else
     site=$here/cpu.yml processes=2
+    export DS_ACCELERATOR=cpu
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(python -c 'import os; print(max(len(os.sched_getaffinity(0)) // 2, 1))')}
 fi
 
 title() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
 free_port() { python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
-launch() { exec deepspeed --num_gpus "$processes" --master_port "$(free_port)" tools/train.py "$here/common.yml" "$site" "$@" 2>&1; }
+launch() { exec deepspeed --log_level warning --num_gpus "$processes" --master_port "$(free_port)" tools/train.py "$here/common.yml" "$site" "$@" 2>&1; }
 
 mkdir -p "$out"
 title "Corpus: the Python standard library of $(python --version)"
@@ -38,11 +39,12 @@ python tools/train.py --dry-run --world-size "$processes" $here/common.yml $here
 
 if [ ! -d $out/mesh ]; then
     title "Training with MeSH on $processes processes; stopped on purpose after the first evaluation"
-    (launch $here/mesh.yml) > >(tee $out/first.log) &
+    launch $here/mesh.yml >$out/first.log &
     training=$!
-    until grep -q "validation loss" $out/first.log 2>/dev/null || ! kill -0 $training 2>/dev/null; do sleep 1; done
+    tail -n +1 -f --pid=$training $out/first.log &
+    until grep -q "validation loss" $out/first.log || ! kill -0 $training 2>/dev/null; do sleep 1; done
     pkill -TERM -P $training || true # deepspeed's per-node launcher passes it on; every process finishes its step and saves
-    wait $training || true
+    wait || true
     grep -q "the same command continues" $out/first.log || { echo "training ended before it was to be stopped; see above" >&2; exit 1; }
 fi
 

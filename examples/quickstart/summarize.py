@@ -1,13 +1,14 @@
 """The quickstart's result: loss.png, and a table of the two models beside a unigram model of the same corpus."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from megamesh.checkpoint.reader import read_meta
 from megamesh.config.sections import RunConfig
-from megamesh.data.build import IndexedDataset
+from megamesh.data.indexed import IndexedDataset
 from megamesh.data.splits import parse_split, split_documents
 from megamesh.diagnostics.plots import LossCurve, plot_losses
 from megamesh.evaluation.perplexity import perplexity
@@ -17,11 +18,11 @@ from megamesh.tokenizer.build import build_tokenizer
 from megamesh.training.hooks.metrics_file import read_metrics
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, required=True, help="folder that holds the save folders mesh and base")
     parser.add_argument("--output", type=Path, required=True, help="picture to write")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     configs = {name: RunConfig.model_validate(read_meta(args.runs / name).config) for name in ("mesh", "base")}
     vocab_size = build_tokenizer(configs["mesh"].tokenizer).vocab_size
     baseline = unigram(configs["mesh"], vocab_size)

@@ -16,6 +16,7 @@ Result = TypeVar("Result")
 def on_rank_zero(action: Callable[[], Result], doing: str) -> Result:
     """Run on rank 0 only; every rank gets the (pickled) result, or CheckpointError. A collective."""
     outcome: list[object] = [None]
+    cause: Exception | None = None
     if dist.get_rank() == 0:
         try:
             outcome = [action()]
@@ -23,9 +24,10 @@ def on_rank_zero(action: Callable[[], Result], doing: str) -> Result:
             outcome = [error]
         except Exception as error:  # the other ranks wait: whatever it is, they must hear of it
             outcome = [CheckpointError(f"could not {doing}: {error or type(error).__name__}")]
+            cause = error
     dist.broadcast_object_list(outcome, src=0)
     if isinstance(outcome[0], CheckpointError):
-        raise outcome[0]
+        raise outcome[0] from cause
     return outcome[0]  # type: ignore[return-value]
 
 

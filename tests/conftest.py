@@ -1,4 +1,4 @@
-"""Settings for the whole suite: one thread per process (several run at once), and no GPU unless a test is about one."""
+"""Settings for the whole suite: one thread per process (several run at once), and worker processes that end with it."""
 
 import os
 from collections.abc import Iterator

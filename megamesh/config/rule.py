@@ -65,5 +65,6 @@ def either(values: list[int]) -> str:
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} or {shown[-1]}"
 
 
-def divisors(number: int) -> list[int]:
-    return [candidate for candidate in range(1, number + 1) if number % candidate == 0]
+def divisors(number: int, largest: int = 4096) -> list[int]:
+    """The divisors of a number up to `largest`, which is more than any count of heads."""
+    return [candidate for candidate in range(1, min(number, largest) + 1) if number % candidate == 0]

@@ -25,7 +25,9 @@ NUM_SPLITS = 3
 class Section(BaseModel):
     """A frozen group of keys; an unknown key or a value of the wrong type is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=False, protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 class ParallelConfig(Section):

@@ -142,7 +142,7 @@ class MegaMeshBlock(GradientCheckpointingLayer):
             h_BSD = h_BSD + self._drop(attended_BSD)
             return h_BSD + self._drop(self.mlp(self.mlp_norm(h_BSD))), weights
         mlp_input_BSD = normed_BSD if self.residual == "parallel_tied" else self.mlp_norm(h_BSD)
-        return h_BSD + self._drop(attended_BSD + self.mlp(mlp_input_BSD)), weights
+        return h_BSD + (self._drop(attended_BSD) + self._drop(self.mlp(mlp_input_BSD))), weights
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training)

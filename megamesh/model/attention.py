@@ -86,5 +86,7 @@ class Attention(nn.Module):
         """[B, S, (H + 2G)·d] → q [B, H, S, d], k and v [B, G, S, d]."""
         batch, sequence, _ = qkv.shape
         grouped = qkv.view(batch, sequence, self.num_kv_heads, -1, self.head_dim)
-        q_BSHd = grouped[..., :-2, :].reshape(batch, sequence, self.num_heads, self.head_dim)
-        return q_BSHd.transpose(1, 2), grouped[..., -2, :].transpose(1, 2), grouped[..., -1, :].transpose(1, 2)
+        # split, not slices: backward then joins the three gradients once, where slices would add up three padded with zeros
+        parts = grouped.split((self.num_heads // self.num_kv_heads, 1, 1), dim=-2)
+        q_BHSd, k_BGSd, v_BGSd = (part.flatten(2, 3).transpose(1, 2) for part in parts)
+        return q_BHSd, k_BGSd, v_BGSd

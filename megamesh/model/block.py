@@ -44,8 +44,11 @@ class ParallelBlock(nn.Module):
     def forward(self, h_BSD: Tensor, inputs: AttentionInputs, layer: int) -> Tensor:
         attention_input_BSD = self.attention_norm(h_BSD)
         mlp_input_BSD = attention_input_BSD if self.tied else self.mlp_norm(h_BSD)
-        update_BSD = self.attention(attention_input_BSD, inputs, layer) + self.mlp(mlp_input_BSD)
-        return h_BSD + F.dropout(update_BSD, self.dropout, self.training)
+        attended_BSD = self._drop(self.attention(attention_input_BSD, inputs, layer))
+        return h_BSD + (attended_BSD + self._drop(self.mlp(mlp_input_BSD)))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training)
 
 
 def build_block(model: ModelConfig) -> nn.Module:

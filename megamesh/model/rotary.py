@@ -8,17 +8,15 @@ from torch import Tensor
 
 
 def rotary_angles(positions: Tensor, rotary_dim: int, base: float) -> tuple[Tensor, Tensor]:
-    """cos and sin, each [..., R] in fp32, for integer positions [...]."""
+    """cos and sin of the R/2 pairs, each [..., R/2] in fp32, for integer positions [...]."""
     exponent = torch.arange(0, rotary_dim, 2, dtype=torch.float32, device=positions.device) / rotary_dim
     angles = positions[..., None].float() * (1.0 / base**exponent)
-    angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()
 
 
-def apply_rotary(x_BHSd: Tensor, cos_SR: Tensor, sin_SR: Tensor) -> Tensor:
-    """Turn the first R dimensions of every head; cos and sin are [S, R], or [B, 1, S, R] where rows differ in position."""
-    rotary_dim = cos_SR.shape[-1]
-    turned, rest = x_BHSd[..., :rotary_dim], x_BHSd[..., rotary_dim:]
-    first, second = turned.chunk(2, dim=-1)
-    turned = (turned * cos_SR + torch.cat((-second, first), dim=-1) * sin_SR).to(x_BHSd.dtype)
-    return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
+def apply_rotary(x_BHSd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the first R dimensions of every head; cos and sin are [S, R/2], or [B, 1, S, R/2] where rows differ in position."""
+    half = cos.shape[-1]
+    first, second, rest = x_BHSd.split((half, half, x_BHSd.shape[-1] - 2 * half), dim=-1)  # one gradient to assemble
+    turned = (first * cos - second * sin, second * cos + first * sin)
+    return torch.cat((*(part.to(x_BHSd.dtype) for part in turned), rest), dim=-1)

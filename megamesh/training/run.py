@@ -25,7 +25,6 @@ from megamesh.model.build import build_model
 from megamesh.model.flops import flops_per_token
 from megamesh.parallel.agree import rank_zero_first
 from megamesh.parallel.mesh import ProcessMesh
-from megamesh.training.hooks.base import Hook
 from megamesh.training.hooks.checkpoint import CheckpointHook
 from megamesh.training.hooks.console import ConsoleHook
 from megamesh.training.hooks.evaluation import Batches, EvaluationHook
@@ -36,7 +35,7 @@ from megamesh.training.hooks.signals import SignalHook
 from megamesh.training.hooks.tensorboard import TensorBoardHook
 from megamesh.training.resume import resume
 from megamesh.training.throughput import Throughput, device_peak_tflops
-from megamesh.training.trainer import Trainer
+from megamesh.training.trainer import Hook, Trainer
 from megamesh.training.vocabulary import vocabulary_size
 
 log = logging.getLogger(__name__)

@@ -2,6 +2,11 @@
 
     batches ──gradient_accumulation_steps at a time──▶ engine.train_step ──▶ StepResult ──▶ RunState ──▶ hooks
 
+    on_start      of every hook, once, after a checkpoint was loaded
+    after_step    of every hook, in order, once per optimizer step
+    on_end        of every hook, once, also after a signal, not after an error
+    on_metrics    of every hook, when a hook that measures calls trainer.publish(Metrics): others show, it measures
+
 The run's whole state is the engine's (weights, moments, step count) and RunState; both are in every checkpoint. Before each
 micro-batch the random streams are set from the seed and the index of its first sample, so a resumed run draws what the
 uninterrupted one would have drawn.
@@ -9,17 +14,39 @@ uninterrupted one would have drawn.
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
+from typing import Literal
 
 from torch import Tensor
 
 from megamesh.checkpoint.meta import RunState
 from megamesh.config.batch import ResolvedBatch
 from megamesh.data.batch import Batch
-from megamesh.engine.engine import TrainingEngine
+from megamesh.engine.engine import StepResult, TrainingEngine
 from megamesh.parallel.mesh import ProcessMesh
 from megamesh.parallel.random import seed_micro_batch
-from megamesh.training.hooks.base import Hook, Metrics
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Named numbers of one step. `kind` says what was measured: training steps, or an evaluation of a split."""
+
+    kind: Literal["train", "valid", "test"]
+    step: int
+    values: dict[str, float]
+
+
+class Hook:
+    """A side effect of training; every method may be left out."""
+
+    def on_start(self, trainer: "Trainer") -> None: ...
+
+    def after_step(self, trainer: "Trainer", result: StepResult) -> None: ...
+
+    def on_metrics(self, metrics: Metrics) -> None: ...
+
+    def on_end(self, trainer: "Trainer") -> None: ...
 
 
 class Trainer:

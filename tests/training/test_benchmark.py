@@ -35,7 +35,9 @@ def test_a_plain_stack_cannot_be_compared_with_its_recursion(tmp_path: Path) -> 
 
 def test_the_table_has_a_row_per_model(tmp_path: Path) -> None:
     command = ["tools/benchmark.py", "train", write_config(tmp_path), "--rounds", "2", "--steps", "1", "--warmup", "1"]
-    done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr
     header, *rows = done.stdout.splitlines()[-4:]
     assert header.split()[:2] == ["model", "parameters"]

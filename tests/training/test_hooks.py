@@ -11,7 +11,6 @@ import torch
 from megamesh.config.sections import CheckpointConfig
 from megamesh.engine.engine import StepResult
 from megamesh.errors import TrainingError
-from megamesh.training.hooks.base import Metrics
 from megamesh.training.hooks.checkpoint import is_due
 from megamesh.training.hooks.console import training_line
 from megamesh.training.hooks.metrics_file import MetricsFileHook, read_metrics
@@ -19,6 +18,7 @@ from megamesh.training.hooks.nonfinite import NonFiniteHook
 from megamesh.training.hooks.progress import ProgressHook
 from megamesh.training.hooks.signals import SignalHook
 from megamesh.training.throughput import Throughput
+from megamesh.training.trainer import Metrics
 from tests.distributed import run
 
 

@@ -1,1 +1,1 @@
-"""Side effects of training, one subject per file; `base.py` says when each is called."""
+"""Side effects of training, one subject per file; `training/trainer.py` says when each is called."""

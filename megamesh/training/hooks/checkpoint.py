@@ -1,19 +1,13 @@
 """Writes checkpoints when they are due, and when training ends."""
 
-from __future__ import annotations
-
 import logging
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from megamesh.checkpoint.save import save_checkpoint
 from megamesh.config.sections import CheckpointConfig
 from megamesh.engine.engine import StepResult
-from megamesh.training.hooks.base import Hook
-
-if TYPE_CHECKING:
-    from megamesh.training.trainer import Trainer
+from megamesh.training.trainer import Hook, Trainer
 
 log = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 import logging
 from datetime import timedelta
 
-from megamesh.training.hooks.base import Hook, Metrics
+from megamesh.training.trainer import Hook, Metrics
 
 log = logging.getLogger(__name__)
 

@@ -1,18 +1,13 @@
 """Validation loss every eval_interval steps and at the end; test loss at the end."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from megamesh.data.batch import Batch
 from megamesh.engine.engine import StepResult
 from megamesh.evaluation.perplexity import mean_loss, perplexity
-from megamesh.training.hooks.base import Hook, Metrics
-
-if TYPE_CHECKING:
-    from megamesh.training.trainer import Trainer
+from megamesh.training.trainer import Hook, Metrics, Trainer
 
 Batches = Callable[[], Iterable[Batch]]
 

@@ -3,17 +3,12 @@
 A resumed run drops the lines beyond its checkpoint, so the file always tells one uninterrupted story.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from megamesh.training.hooks.base import Hook, Metrics
-
-if TYPE_CHECKING:
-    from megamesh.training.trainer import Trainer
+from megamesh.training.trainer import Hook, Metrics, Trainer
 
 FILE_NAME = "metrics.jsonl"
 

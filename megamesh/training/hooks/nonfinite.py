@@ -1,16 +1,10 @@
 """Stops a run that skips too many steps in a row because loss or gradient are not finite."""
 
-from __future__ import annotations
-
 import logging
-from typing import TYPE_CHECKING
 
 from megamesh.engine.engine import StepResult
 from megamesh.errors import TrainingError
-from megamesh.training.hooks.base import Hook
-
-if TYPE_CHECKING:
-    from megamesh.training.trainer import Trainer
+from megamesh.training.trainer import Hook, Trainer
 
 log = logging.getLogger(__name__)
 

@@ -1,15 +1,8 @@
 """Measures training: loss, gradient norm, speed, utilisation and the time left, every log_interval steps."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from megamesh.engine.engine import StepResult
-from megamesh.training.hooks.base import Hook, Metrics
 from megamesh.training.throughput import Throughput
-
-if TYPE_CHECKING:
-    from megamesh.training.trainer import Trainer
+from megamesh.training.trainer import Hook, Metrics, Trainer
 
 
 class ProgressHook(Hook):

@@ -3,18 +3,12 @@
 One rank that got the signal is enough: the ranks agree after every step.
 """
 
-from __future__ import annotations
-
 import signal
 from types import FrameType
-from typing import TYPE_CHECKING
 
 from megamesh.engine.engine import StepResult
 from megamesh.parallel.agree import largest
-from megamesh.training.hooks.base import Hook
-
-if TYPE_CHECKING:
-    from megamesh.training.trainer import Trainer
+from megamesh.training.trainer import Hook, Trainer
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 

@@ -1,15 +1,8 @@
 """Metrics as TensorBoard scalars, named train/loss, valid/perplexity and so on."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from torch.utils.tensorboard import SummaryWriter
 
-from megamesh.training.hooks.base import Hook, Metrics
-
-if TYPE_CHECKING:
-    from megamesh.training.trainer import Trainer
+from megamesh.training.trainer import Hook, Metrics, Trainer
 
 
 class TensorBoardHook(Hook):

@@ -8,7 +8,7 @@ setup(
     description="Pretraining of recursive (looped) transformers with Memory-as-State-Highways, at cluster scale",
     packages=find_packages(include=["megamesh", "megamesh.*"]),
     package_data={"megamesh.hf": ["*.md"]},
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     install_requires=[
         "torch>=2.13",
         "deepspeed>=0.19.8",
@@ -17,6 +17,7 @@ setup(
         "pydantic>=2",
         "tokenizers",
         "sentencepiece",
+        "protobuf",
         "safetensors",
         "tensorboard",
         "tqdm",

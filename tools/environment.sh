@@ -1,7 +1,7 @@
 # Sourced by the front-door scripts: leaves a shell with the project's virtual environment active and all packages installed.
 #
 #   MEGAMESH_VENV   where the environment lives (default: .venv in the repository)
-#   PYTHON          the interpreter that makes it (default: python3; 3.10 or newer)
+#   PYTHON          the interpreter that makes it (default: python3; 3.11 or newer)
 #
 # Installation is skipped when neither setup.py nor .constraints.txt has changed since the last one.
 
@@ -15,7 +15,7 @@ megamesh_install() {
         return
     fi
     echo "Installing into $megamesh_venv (a few minutes, once)"
-    "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 10) and "MegaMesh needs Python 3.10 or newer")'
+    "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "MegaMesh needs Python 3.11 or newer")'
     [ -x "$megamesh_venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$megamesh_venv"
     local pip=("$megamesh_venv/bin/python" -m pip --disable-pip-version-check install --quiet --constraint "$megamesh_root/.constraints.txt")
     "${pip[@]}" torch numpy setuptools wheel # first and alone: DeepSpeed's own set-up looks for torch

@@ -7,7 +7,8 @@
     bfloat16    1, 2, 3      that stage, with fp32 masters
 
 Gradients accumulate in fp32 always. DeepSpeed 0.19.8 cannot do that in bfloat16 at stage 0, where it also takes an optimizer step
-at construction; so nothing is built on it.
+at construction; so nothing is built on it. AdamW and clipping are the engine's own (the optimizer section), so there is no
+`optimizer` block here and DeepSpeed's clipping is off: its norm does not cover every layout.
 """
 
 import logging
@@ -38,17 +39,7 @@ def deepspeed_config(optimizer: OptimizerConfig, precision: PrecisionConfig, bat
         "train_batch_size": batch.train_batch_size,
         "train_micro_batch_size_per_gpu": batch.micro_batch_size,
         "gradient_accumulation_steps": batch.gradient_accumulation_steps,
-        "gradient_clipping": optimizer.gradient_clipping,
-        "optimizer": {
-            "type": "AdamW",
-            "params": {
-                "lr": optimizer.peak_lr,
-                "betas": list(optimizer.betas),
-                "eps": optimizer.eps,
-                "weight_decay": optimizer.weight_decay,
-                "torch_adam": True,
-            },
-        },
+        "gradient_clipping": 0.0,
         "zero_optimization": {**zero, "stage": stage},
         "data_types": {"grad_accum_dtype": "fp32"},
         "steps_per_print": NEVER,

@@ -177,8 +177,7 @@ def _root(square: float) -> float:
 
 
 def _engine_config(config: Mapping[str, Any], module: nn.Module) -> dict[str, Any]:
-    """DeepSpeed's dict for this engine: clipping and the optimizer are ours, and buckets are no larger than the model."""
+    """DeepSpeed's dict for this module: buckets are no larger than the model, unless the user gave their size."""
     num_parameters = sum(parameter.numel() for parameter in module.parameters())
-    zero = {"reduce_bucket_size": min(500_000_000, num_parameters)} | dict(config.get("zero_optimization", {}))
-    kept = {key: value for key, value in config.items() if key != "optimizer"}
-    return kept | {"zero_optimization": zero, "gradient_clipping": 0.0}
+    zero = {"reduce_bucket_size": min(500_000_000, num_parameters)} | dict(config["zero_optimization"])
+    return {**config, "zero_optimization": zero}

@@ -38,21 +38,15 @@ def test_bfloat16_accumulates_in_fp32_and_never_runs_stage_0(
     assert len(caplog.records) == (asked != runs)
 
 
-def test_batch_clipping_and_optimizer_are_explicit() -> None:
+def test_the_batch_is_explicit_and_clipping_and_optimizer_are_the_engines() -> None:
     config = deepspeed_config(optimizer(), PrecisionConfig(), BATCH)
     assert (
         config["train_batch_size"],
         config["train_micro_batch_size_per_gpu"],
         config["gradient_accumulation_steps"],
     ) == (24, 2, 3)
-    assert config["gradient_clipping"] == 0.5
-    assert config["optimizer"]["params"] == {
-        "lr": 3e-4,
-        "betas": [0.8, 0.9],
-        "eps": 1e-6,
-        "weight_decay": 0.02,
-        "torch_adam": True,
-    }
+    assert config["gradient_clipping"] == 0.0
+    assert "optimizer" not in config
 
 
 def test_the_users_zero_keys_are_passed_on_and_neox_leftovers_dropped() -> None:
@@ -75,6 +69,6 @@ def test_deepspeed_reads_it(stage: int, precision: str) -> None:
         deepspeed_config(optimizer(stage=stage), PrecisionConfig(precision=precision), one_process)
     )
     assert theirs.train_batch_size == 6 and theirs.gradient_accumulation_steps == 3
-    assert theirs.grad_accum_dtype == "fp32" and theirs.gradient_clipping == 0.5
+    assert theirs.grad_accum_dtype == "fp32" and theirs.gradient_clipping == 0.0
     assert theirs.bfloat16_config.enabled == (precision == "bfloat16")
     assert theirs.zero_optimization_stage == max(stage, int(precision == "bfloat16"))

@@ -4,13 +4,15 @@ import logging
 import os
 import sys
 
+from megamesh.launch import read_launch
+
 
 def configure_logging(level: int = logging.INFO) -> None:
     """Send MegaMesh's log to standard error: rank 0 from `level`, other ranks from WARNING with their rank named.
 
-    The rank is the launcher's `RANK` variable, so that this works before (and without) a process group.
+    The rank is the launcher's (megamesh.launch), so that this works before (and without) a process group.
     """
-    rank = int(os.environ.get("RANK", "0"))
+    rank = read_launch(os.environ).rank
     prefix = "" if rank == 0 else f"[rank {rank}] "
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter(f"%(asctime)s {prefix}%(levelname)s %(message)s", datefmt="%H:%M:%S"))

@@ -37,7 +37,8 @@ class _Pool:
         self.processes = []
         for rank in range(world_size):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, rank, world_size, port), daemon=True)
+            # Not a daemon: a run in it may start data loader workers.
+            process = context.Process(target=_serve, args=(theirs, rank, world_size, port))
             process.start()
             theirs.close()
             self.connections.append(ours)

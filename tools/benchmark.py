@@ -1,11 +1,12 @@
 """Measure speed and memory: `benchmark.py train` compares models in turn, in one run."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 
-from megamesh.errors import MegaMeshError
-from megamesh.log import configure_logging
+from megamesh.command import run_command
+from megamesh.config.yaml_files import parse_override
 
 EXAMPLES = """\
 examples
@@ -36,20 +37,31 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--against", nargs="*", default=["base", "transformers"], choices=["base", "mesh", "vanilla", "transformers"],
         help="what to compare with (default: base transformers)",
     )  # fmt: skip
-    train.add_argument("--processes", type=int, default=1, help="data-parallel processes per model (default: 1)")
-    train.add_argument("--steps", type=int, default=5, help="optimizer steps per round (default: 5)")
-    train.add_argument("--rounds", type=int, default=5, help="rounds (default: 5)")
-    train.add_argument("--warmup", type=int, default=2, help="steps before the first round (default: 2)")
-    return parser.parse_args(arguments)
+    train.add_argument("--processes", type=positive, default=1, help="data-parallel processes per model (default: 1)")
+    train.add_argument("--steps", type=positive, default=5, help="optimizer steps per round (default: 5)")
+    train.add_argument("--rounds", type=positive, default=5, help="rounds (default: 5)")
+    train.add_argument("--warmup", type=positive, default=2, help="steps before the first round (default: 2)")
+    args = parser.parse_args(arguments)
+    try:
+        args.overrides = dict(map(parse_override, args.set))
+    except ValueError as error:
+        train.error(f"--set {error}")
+    return args
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    return int(text)
 
 
 def train_table(args: argparse.Namespace) -> str:
     from megamesh.config.load import load_config
-    from megamesh.config.yaml_files import parse_override
     from megamesh.training.benchmark import Measurement, benchmark, make_candidate
     from megamesh.training.vocabulary import vocabulary_size
 
-    config = load_config(args.configs, dict(map(parse_override, args.set)), for_training=False).run
+    config = load_config(args.configs, args.overrides, for_training=False).run
     vocab_size = config.model.padded_vocab_size(vocabulary_size(config.model, config.tokenizer))
     candidates = [make_candidate(kind, config, vocab_size) for kind in ["config", *args.against]]
     results = benchmark(
@@ -99,13 +111,9 @@ def aligned(rows: list[tuple[str, ...]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     args = parse_arguments(arguments)
-    configure_logging()
-    try:
-        print(train_table(args))
-    except MegaMeshError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    # Leaving in order ends the processes that it has started.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    return run_command(lambda: print(train_table(args)))
 
 
 if __name__ == "__main__":

@@ -14,10 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megamesh.checkpoint.inference import open_checkpoint
-from megamesh.errors import MegaMeshError
+from megamesh.command import run_command
 from megamesh.hf.export import DTYPES, ModelSource, export_model, refuse_existing
 from megamesh.hf.weights import parse_size
-from megamesh.log import configure_logging
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -57,13 +56,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    configure_logging()
-    try:
-        run(parse_arguments(arguments))
-    except MegaMeshError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_command(lambda: run(parse_arguments(arguments)))
 
 
 if __name__ == "__main__":

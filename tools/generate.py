@@ -19,11 +19,11 @@ from pathlib import Path
 import torch
 
 from megamesh.checkpoint.inference import load_for_inference
+from megamesh.command import run_command
 from megamesh.errors import ConfigError, DataError, MegaMeshError
 from megamesh.generation.generate import generate, stream
 from megamesh.generation.sampling import Sampling
 from megamesh.generation.text import decode_continuation, decode_stream, encode_prompt
-from megamesh.log import configure_logging
 from megamesh.model.transformer import Transformer
 from megamesh.tokenizer import Tokenizer
 
@@ -72,20 +72,23 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def read_prompts(path: Path) -> list[str]:
     """Prompts of a .txt or .jsonl file. DataError names the line that is not one."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"--input-file={path} cannot be read: {error}") from error
+    if not text:
+        raise DataError(f"--input-file={path} is empty; write one prompt per line")
+    lines = text.removesuffix("\n").split("\n")  # splitlines() would also cut at U+2028, which JSON allows in a string
     if path.suffix != ".jsonl":
         return lines
     prompts = []
     for number, line in enumerate(lines, 1):
         try:
-            text = json.loads(line)["text"]
+            prompt = json.loads(line)["text"]
         except (ValueError, KeyError, TypeError):
-            text = None
-        if not isinstance(text, str):
+            prompt = None
+        if not isinstance(prompt, str):
             raise DataError(f'{path}:{number} is not a JSON object with a "text" string')
-        prompts.append(text)
+        prompts.append(prompt)
     return prompts
 
 
@@ -95,16 +98,18 @@ def interact(model: Transformer, tokenizer: Tokenizer, max_new_tokens: int, samp
     index = 0
     while True:
         try:
-            prompt = encode_prompt(tokenizer, input("> "))
-        except EOFError:
+            text = input("> ")
+        except (EOFError, KeyboardInterrupt):
+            print()
             return
         limits = {"max_new_tokens": max_new_tokens, "vocab_size": tokenizer.vocab_size, "stop_id": tokenizer.eod_id}
         try:
+            prompt = encode_prompt(tokenizer, text)
             for piece in decode_stream(
                 tokenizer, prompt, stream(model, prompt, sampling=sampling, index=index, **limits)
             ):
                 print(piece, end="", flush=True)
-        except ConfigError as error:  # a prompt that is too long ends this prompt, not the session
+        except MegaMeshError as error:  # a prompt that is too long ends this prompt, not the session
             print(f"error: {error}", file=sys.stderr, end="")
         except KeyboardInterrupt:
             pass
@@ -133,8 +138,11 @@ def write_results(
         for record in records:
             print(f"{record['prompt']}{record['text']}")
         return
-    with args.output.open("x", encoding="utf-8") as file:
-        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    try:
+        with args.output.open("x", encoding="utf-8") as file:
+            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    except OSError as error:
+        raise DataError(f"--output={args.output} cannot be written: {error}") from error
     print(f"wrote {args.output}: {len(records)} continuations")
 
 
@@ -145,6 +153,8 @@ def run(args: argparse.Namespace) -> None:
             raise ConfigError(f"{key}={value} is too small; use 1 or more")
     if args.output is not None and args.output.exists():
         raise ConfigError(f"--output={args.output} exists; name another file")
+    if args.output is not None and not args.output.parent.is_dir():
+        raise ConfigError(f"--output={args.output}: the folder {args.output.parent} does not exist; make it first")
     prompts = args.prompt or (read_prompts(args.input_file) if args.input_file else [])
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -163,13 +173,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    configure_logging()
-    try:
-        run(parse_arguments(arguments))
-    except MegaMeshError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_command(lambda: run(parse_arguments(arguments)))
 
 
 if __name__ == "__main__":

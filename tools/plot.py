@@ -5,9 +5,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from megamesh.errors import DataError, MegaMeshError
-from megamesh.log import configure_logging
+from megamesh.command import run_command
+from megamesh.errors import DataError
 
+PICTURES = (".png", ".pdf", ".svg")
 EXAMPLES = """\
 examples
   training and validation loss of two runs over tokens, with a horizontal line for comparison
@@ -24,6 +25,29 @@ def named(text: str) -> tuple[str, str]:
     return name, value
 
 
+def named_loss(text: str) -> tuple[str, float]:
+    name, value = named(text)
+    try:
+        return name, float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{value!r} is not a number; write NAME=LOSS") from None
+
+
+def picture(text: str) -> Path:
+    path = Path(text)
+    if path.suffix not in PICTURES:
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in {', '.join(PICTURES)}")
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"the folder {str(path.parent)!r} does not exist; make it first")
+    return path
+
+
+def at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 up")
+    return int(text)
+
+
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -34,15 +58,17 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--run", type=named, action="append", required=True, metavar="NAME=SAVE", help="a run's save folder; repeat"
     )
     loss.add_argument(
-        "--line", type=named, action="append", default=[], metavar="NAME=LOSS", help="a horizontal line; repeat"
+        "--line", type=named_loss, action="append", default=[], metavar="NAME=LOSS", help="a horizontal line; repeat"
     )
-    loss.add_argument("--output", type=Path, required=True, help="picture to write (.png, .pdf, .svg)")
+    loss.add_argument("--output", type=picture, required=True, help="picture to write (.png, .pdf, .svg)")
     routers = kinds.add_parser("routers", help="mean write and read weights per step and slot of a MeSH model")
     routers.add_argument(
         "--checkpoint", type=Path, required=True, help="save folder (its latest) or one global_step folder"
     )
-    routers.add_argument("--samples", type=int, default=16, help="validation samples to average over (default: 16)")
-    routers.add_argument("--output", type=Path, required=True, help="picture to write (.png, .pdf, .svg)")
+    routers.add_argument(
+        "--samples", type=at_least_one, default=16, help="validation samples to average over (default: 16)"
+    )
+    routers.add_argument("--output", type=picture, required=True, help="picture to write (.png, .pdf, .svg)")
     return parser.parse_args(arguments)
 
 
@@ -52,13 +78,19 @@ def plot_loss(args: argparse.Namespace) -> None:
 
     curves = {}
     for name, folder in args.run:
-        rows = read_metrics(Path(folder) / FILE_NAME)
+        try:
+            rows = read_metrics(Path(folder) / FILE_NAME)
+        except OSError as error:
+            raise DataError(f"--run {name}={folder} is not a run's save folder: {error}") from error
         points = {
             kind: [(row["consumed_tokens"], row["loss"]) for row in rows if row["kind"] == kind]
             for kind in ("train", "valid")
         }
+        if name in curves or not any(points.values()):
+            problem = "is a second run of that name" if name in curves else "has logged no loss yet"
+            raise DataError(f"--run {name}={folder} {problem}; name another")
         curves[name] = LossCurve(**points)
-    plot_losses(curves, args.output, {name: float(loss) for name, loss in args.line})
+    plot_losses(curves, args.output, dict(args.line))
 
 
 def plot_routers(args: argparse.Namespace) -> None:
@@ -92,16 +124,13 @@ def plot_routers(args: argparse.Namespace) -> None:
     plot_router_maps(maps, args.output, title)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    args = parse_arguments(arguments)
-    configure_logging()
-    try:
-        (plot_loss if args.kind == "loss" else plot_routers)(args)
-    except MegaMeshError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+def run(args: argparse.Namespace) -> None:
+    (plot_loss if args.kind == "loss" else plot_routers)(args)
     print(f"wrote {args.output}")
-    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return run_command(lambda: run(parse_arguments(arguments)))
 
 
 if __name__ == "__main__":

@@ -14,11 +14,11 @@ from typing import get_args
 
 from tqdm import tqdm
 
+from megamesh.command import run_command
 from megamesh.config.sections import TokenizerConfig
-from megamesh.data.preprocess import Settings, Summary, preprocess
+from megamesh.data.preprocess import Settings, preprocess
 from megamesh.data.text_input import find_inputs
-from megamesh.errors import ConfigError, MegaMeshError
-from megamesh.log import configure_logging
+from megamesh.errors import ConfigError
 from megamesh.tokenizer import build_tokenizer
 
 TOKENIZER_TYPES = get_args(TokenizerConfig.model_fields["tokenizer_type"].annotation)
@@ -89,7 +89,7 @@ class Progress:
         self._bar.close()
 
 
-def run(args: argparse.Namespace) -> tuple[Summary, str]:
+def run(args: argparse.Namespace) -> None:
     if args.workers < 1:
         raise ConfigError(f"--workers={args.workers}: at least 1 process is needed")
     if len(set(args.jsonl_keys)) != len(args.jsonl_keys):
@@ -110,21 +110,14 @@ def run(args: argparse.Namespace) -> tuple[Summary, str]:
         )
     finally:
         progress.close()
-    return summary, progress.rates()
+    left_out = f"; {summary.num_empty} empty records left out" if summary.num_empty else ""
+    print(f"{progress.rates()}; {summary.num_tokens} tokens{left_out}")
+    for prefix in summary.prefixes:
+        print(f"wrote {prefix}.bin and {prefix}.idx")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    configure_logging()
-    try:
-        summary, rates = run(parse_arguments(arguments))
-    except MegaMeshError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    left_out = f"; {summary.num_empty} empty records left out" if summary.num_empty else ""
-    print(f"{rates}; {summary.num_tokens} tokens{left_out}")
-    for prefix in summary.prefixes:
-        print(f"wrote {prefix}.bin and {prefix}.idx")
-    return 0
+    return run_command(lambda: run(parse_arguments(arguments)))
 
 
 if __name__ == "__main__":

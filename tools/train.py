@@ -4,12 +4,10 @@ import argparse
 import json
 import os
 import sys
-from typing import Any
 
+from megamesh.command import run_command
 from megamesh.config.load import load_config
 from megamesh.config.yaml_files import parse_override
-from megamesh.errors import DataError, MegaMeshError
-from megamesh.log import configure_logging
 
 DESCRIPTION = """\
 Train a model from YAML files. Usually two: what is trained (examples/configs/*.yml: shapes, recursion, recipe) and where
@@ -68,29 +66,22 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     parsed = parse_arguments(arguments)
-    configure_logging()
-    try:
-        if parsed.dry_run:
-            show(parsed.configs, parsed.overrides, parsed.world_size, as_json=parsed.json)
-            return 0
-        loaded = load_config(parsed.configs, parsed.overrides)
-        # Imported late: the engine's imports are slow, and a wrong configuration should be told at once.
-        from megamesh.training.run import run
-
-        run(loaded)
-        return 0
-    except MegaMeshError as error:
-        # Every rank finds the same problems in the files; one tells them.
-        if os.environ.get("RANK", "0") == "0" or isinstance(error, DataError):
-            print(f"error: {error}" if "\n" not in str(error) else f"errors:\n{error}", file=sys.stderr)
-        return 1
+    return run_command(lambda: show(parsed) if parsed.dry_run else train(parsed))
 
 
-def show(configs: list[str], overrides: dict[str, Any], world_size: int, as_json: bool) -> None:
+def train(parsed: argparse.Namespace) -> None:
+    loaded = load_config(parsed.configs, parsed.overrides)
+    # Imported late: the engine's imports are slow, and a wrong configuration should be told at once.
+    from megamesh.training.run import run
+
+    run(loaded)
+
+
+def show(parsed: argparse.Namespace) -> None:
     from megamesh.training.dry_run import describe, dry_run
 
-    report = dry_run(load_config(configs, overrides, for_training=False), world_size)
-    print(json.dumps(report, indent=2, ensure_ascii=False) if as_json else describe(report))
+    report = dry_run(load_config(parsed.configs, parsed.overrides, for_training=False), parsed.world_size)
+    print(json.dumps(report, indent=2, ensure_ascii=False) if parsed.json else describe(report))
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from megamesh.command import run_command
 from megamesh.data.text_input import Shard, cut_into_shards, find_inputs, read_shard
-from megamesh.errors import ConfigError, MegaMeshError
-from megamesh.log import configure_logging
+from megamesh.errors import ConfigError
 from megamesh.tokenizer import train
 
 USE_WITH = {"sentencepiece": "SPMTokenizer", "hf-bpe": "HFTokenizer", "characters": "CharLevelTokenizer"}
@@ -40,7 +40,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--max-bytes",
         type=int,
         default=200_000_000,
-        help="text to learn from, evenly thinned; of no effect on characters (default: 200 MB)",
+        help="text to learn from, evenly thinned (default: 200 MB); characters are collected from all of it",
     )
     parser.add_argument("--output", required=True, type=Path, help="file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
@@ -57,10 +57,14 @@ def documents(shards: Sequence[Shard], keys: Sequence[str]) -> Iterator[str]:
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.output.is_dir():
+        raise ConfigError(f"--output={args.output} is a folder; name a file")
     if args.output.exists() and not args.overwrite:
         raise ConfigError(f"--output={args.output} exists; name another file or add --overwrite")
     if args.vocab_size is None and args.type != "characters":
         raise ConfigError(f"--type {args.type} needs --vocab-size")
+    if args.max_bytes < 1:
+        raise ConfigError(f"--max-bytes={args.max_bytes} leaves no text to learn from")
     paths = find_inputs(args.input)
     shards = cut_into_shards(paths, 4 << 20)
     texts = train.non_empty(documents(shards, args.jsonl_keys), ", ".join(map(str, paths)))
@@ -77,13 +81,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    configure_logging()
-    try:
-        run(parse_arguments(arguments))
-    except MegaMeshError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_command(lambda: run(parse_arguments(arguments)))
 
 
 if __name__ == "__main__":

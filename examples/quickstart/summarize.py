@@ -9,7 +9,7 @@ import numpy as np
 from megamesh.checkpoint.reader import read_meta
 from megamesh.config.sections import RunConfig
 from megamesh.data.indexed import IndexedDataset
-from megamesh.data.splits import parse_split, split_documents
+from megamesh.data.splits import split_documents
 from megamesh.diagnostics.plots import LossCurve, plot_losses
 from megamesh.evaluation.perplexity import perplexity
 from megamesh.evaluation.unigram import unigram_loss
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     configs = {name: RunConfig.model_validate(read_meta(args.runs / name).config) for name in ("mesh", "base")}
     vocab_size = build_tokenizer(configs["mesh"].tokenizer).vocab_size
     baseline = unigram(configs["mesh"], vocab_size)
-    rows = []
+    rows: list[tuple[str, ...]] = []
     curves = {}
     for name, config in configs.items():
         metrics = read_metrics(args.runs / name / "metrics.jsonl")
@@ -51,7 +51,7 @@ def unigram(config: RunConfig, vocab_size: int) -> float:
     """Validation loss of the corpus' token frequencies, on the documents that the models were trained and evaluated on."""
     assert config.data.data_path is not None
     indexed = IndexedDataset(config.data.data_path)
-    train, valid, _ = split_documents(parse_split(config.data.split), len(indexed))
+    train, valid, _ = split_documents(config.data.split_shares, len(indexed))
     counts = [
         sum((np.bincount(indexed[i], minlength=vocab_size) for i in range(*part)), np.zeros(vocab_size, dtype=np.int64))
         for part in (train, valid)

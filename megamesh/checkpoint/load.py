@@ -50,9 +50,7 @@ def load_checkpoint(
         )
     engine.access.publish_weights()
     engine.num_steps = 0 if weights_only else meta.state.step
-    log.info(
-        "loaded %s (step %d, %s)", path, meta.state.step, "weights and optimizer" if with_moments else "weights only"
-    )
+    log.info("loaded the weights%s of %s", " and moments" if with_moments else "", path)
     return meta.state
 
 

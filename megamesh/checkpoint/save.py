@@ -62,7 +62,6 @@ def save_checkpoint(
         if dist.get_rank() == 0:
             shutil.rmtree(temporary, ignore_errors=True)
         raise
-    log.info("saved %s", path)
     return path
 
 

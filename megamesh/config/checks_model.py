@@ -1,6 +1,7 @@
 """Rules of the model: shapes that fit, attention that exists, recursion that adds up, parallel sizes that are supported."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from megamesh.config.recursion import parse_recursion, parse_scheme
 from megamesh.config.rule import Given, Rule, divisors, either, rule
@@ -51,17 +52,26 @@ def attention_is_dense(given: Given) -> Iterator[str]:
     if value is None:
         return
     mend = f'write [[["flash"], {num_layers}]] or remove it'
-    try:
-        groups = [(list(map(str, kinds)), None if count == "all" else int(count)) for kinds, count in value]
-    except (TypeError, ValueError):
+    entries: list[Any] = (
+        [[value, 1]] if all(isinstance(entry, str) for entry in value) else value
+    )  # NeoX's expanded form
+    if not all(map(_is_attention_group, entries)):
         yield f'{given.show("attention_config")} is not a list of [["flash", …], count]; {mend}'
         return
-    unknown = sorted({kind for kinds, _ in groups for kind in kinds} - set(DENSE_ATTENTION))
+    unknown = sorted({kind for kinds, _ in entries for kind in kinds} - set(DENSE_ATTENTION))
     if unknown:
         yield f"{given.show('attention_config')}: {', '.join(unknown)} attention is not supported; {mend}"
-    covered = sum(len(kinds) * (count or 0) for kinds, count in groups)
-    if covered != num_layers and not any(count is None for _, count in groups):
+    covered = sum(num_layers if count == "all" else len(kinds) * count for kinds, count in entries)
+    if covered != num_layers:
         yield f"{given.show('attention_config')} covers {covered} layers, not {given.show('num_layers')}; {mend}"
+
+
+def _is_attention_group(entry: Any) -> bool:
+    """Whether an entry is NeoX's [[kind, …], count], with a count of 1 or more, or "all"."""
+    if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[0], list) or not entry[0]:
+        return False
+    kinds, count = entry
+    return all(isinstance(kind, str) for kind in kinds) and (count == "all" or (type(count) is int and count > 0))
 
 
 @rule("gpt_j_tied", "gpt_j_residual")
@@ -72,13 +82,15 @@ def tied_norm_needs_parallel_residual(given: Given) -> Iterator[str]:
 
 @rule("activation", "intermediate_size", "mlp_multiple_of", "hidden_size")
 def mlp_width_is_said_once(given: Given) -> Iterator[str]:
-    """NeoX's Llama files give both, and mean by intermediate_size three times the width that they build."""
+    """NeoX's Llama files give both, and mean by the intermediate_size of a gated MLP three times the width that they build."""
     model = given.run.model
-    if model.gated and given.has("intermediate_size") and given.has("mlp_multiple_of"):
-        assert model.intermediate_size is not None, "has() says that it is given"
-        neox = -(-(model.intermediate_size // 3) // model.mlp_multiple_of) * model.mlp_multiple_of
+    if model.intermediate_size is None or not given.has("mlp_multiple_of"):
+        return
+    width = model.intermediate_size // 3 if model.gated else model.intermediate_size
+    neox = -(-width // model.mlp_multiple_of) * model.mlp_multiple_of
+    if neox != model.intermediate_size:
         yield (
-            f"{given.show('intermediate_size')} and {given.show('mlp_multiple_of')} both say how wide a gated MLP is: intermediate_size "
+            f"{given.show('intermediate_size')} and {given.show('mlp_multiple_of')} both say how wide the MLP is: intermediate_size "
             f"is its true width here, while GPT-NeoX would build {neox} from these two; keep one, such as intermediate_size: {neox}"
         )
 
@@ -133,13 +145,13 @@ def scheme_needs_recursion(given: Given) -> Iterator[str]:
 @rule("recursion", "recursion_scheme", "mesh_num_slots", "mesh_router_init")
 def slot_init_has_its_slots(given: Given) -> Iterator[str]:
     recursion = given.run.recursion
-    if recursion.recursion is None or recursion.recursion_scheme != "mesh" or recursion.mesh_router_init != "slot":
+    if recursion.recursion is None or recursion.mesh_router_init != "slot":
         return
     try:
-        layout = parse_recursion(recursion.recursion)
+        layout, terms = parse_recursion(recursion.recursion), parse_scheme(recursion.recursion_scheme)
     except ConfigError:
         return
-    if recursion.mesh_num_slots is not None and recursion.mesh_num_slots < layout.num_loops + 2:
+    if terms == ("mesh",) and recursion.mesh_num_slots is not None and recursion.mesh_num_slots < layout.num_loops + 2:
         yield (
             f"{given.show('mesh_num_slots')} is too few for mesh_router_init=slot, which gives each of the loops + 2 states a slot "
             f"of its own; use at least {layout.num_loops + 2}, or mesh_router_init: normal"

@@ -1,5 +1,7 @@
 """Rules of the optimizer block, ZeRO and the learning-rate schedule."""
 
+import difflib
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,15 +18,17 @@ MOVED_PARAMETERS = {
     "adam_w_mode": "the decay is always decoupled; remove it",
 }
 
-_PASSED_ON = """
-    stage contiguous_gradients reduce_scatter reduce_bucket_size use_multi_rank_bucket_allreduce allgather_partitions
-    allgather_bucket_size overlap_comm sub_group_size stage3_prefetch_bucket_size stage3_param_persistence_threshold
-    stage3_model_persistence_threshold stage3_max_live_parameters stage3_max_reuse_distance
-    stage3_gather_16bit_weights_on_model_save stage3_module_granularity_threshold stage3_use_all_reduce_for_fetch_params
-    stage3_allgather_sequential ignore_unused_parameters memory_efficient_linear override_module_apply
-    log_trace_cache_warnings enable_sanity_checks
+_SWITCHES = """
+    contiguous_gradients reduce_scatter use_multi_rank_bucket_allreduce allgather_partitions overlap_comm
+    stage3_gather_16bit_weights_on_model_save stage3_use_all_reduce_for_fetch_params stage3_allgather_sequential
+    ignore_unused_parameters memory_efficient_linear override_module_apply log_trace_cache_warnings enable_sanity_checks
 """
-ZERO_KEYS = frozenset(_PASSED_ON.split())
+_SIZES = """
+    reduce_bucket_size allgather_bucket_size sub_group_size stage3_prefetch_bucket_size stage3_param_persistence_threshold
+    stage3_model_persistence_threshold stage3_max_live_parameters stage3_max_reuse_distance stage3_module_granularity_threshold
+"""
+ZERO_SWITCHES, ZERO_SIZES = frozenset(_SWITCHES.split()), frozenset(_SIZES.split())
+ZERO_KEYS = ZERO_SWITCHES | ZERO_SIZES | {"stage"}
 """What DeepSpeed's zero_optimization block may hold here: passed on as it is."""
 
 _OFFLOAD = "offloading is not supported: checkpoints read masters and moments on the device"
@@ -92,7 +96,7 @@ def _parameter_problem(key: str, value: Any) -> str | None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @rule("optimizer", "min_lr")
@@ -115,7 +119,13 @@ def zero_block_is_supported(given: Given) -> Iterator[str]:
             if value is not None and value not in accepted:
                 yield f"{place}: zero_optimization.{key}={show_value(value)}: {reason}; remove it"
         elif key not in ZERO_KEYS:
-            yield f"{place}: zero_optimization.{key} is not known to MegaMesh; remove it"
+            nearest = difflib.get_close_matches(key, ZERO_KEYS, n=1, cutoff=0.7)
+            mend = f"did you mean {nearest[0]}?" if nearest else "remove it"
+            yield f"{place}: zero_optimization.{key} is not known to MegaMesh; {mend}"
+        elif key in ZERO_SWITCHES and not isinstance(value, bool | None):
+            yield f"{place}: zero_optimization.{key}={show_value(value)} is not true or false"
+        elif key in ZERO_SIZES and not (value is None or (_is_number(value) and value >= 0 and value == int(value))):
+            yield f"{place}: zero_optimization.{key}={show_value(value)} is not a whole number of at least 0"
 
 
 OPTIMIZER_RULES: tuple[Rule, ...] = (optimizer_is_adam, min_lr_is_below_peak, zero_block_is_supported)

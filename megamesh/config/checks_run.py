@@ -97,14 +97,16 @@ def evaluation_has_data(given: Given) -> Iterator[str]:
         yield f"{given.show('eval_iters')} evaluations need valid_data_paths; add them, or write eval_iters: 0"
 
 
-@rule("vocab_size", "tokenizer_type", "vocab_file", for_training=True)
+@rule("vocab_size", "tokenizer_type", "vocab_file", "merge_file", for_training=True)
 def vocabulary_is_known(given: Given) -> Iterator[str]:
-    if (
-        not given.has("vocab_size")
-        and not given.has("vocab_file")
-        and given.run.tokenizer.tokenizer_type != "CharLevelTokenizer"
-    ):
+    if not given.has("vocab_size") and not given.has("vocab_file"):
         yield f"{given.show('tokenizer_type')} needs vocab_file; write its path"
+    tokenizer = given.run.tokenizer
+    if given.has("vocab_file") and tokenizer.merge_file is None and tokenizer.tokenizer_type == "GPT2BPETokenizer":
+        yield (
+            f"{given.show('tokenizer_type')} needs merge_file beside {given.show('vocab_file')}; write the path of merges.txt, "
+            "or tokenizer_type: HFTokenizer for a tokenizer.json"
+        )
 
 
 @rule("checkpoint_scale", "checkpoint_factor")

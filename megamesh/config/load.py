@@ -22,7 +22,7 @@ from megamesh.config.checks import check_complete, check_rules
 from megamesh.config.neox import FP16_REASON, IGNORED, PRECISION_BLOCKS, REFUSED, RENAMED, precision_of
 from megamesh.config.rule import Given, show_value
 from megamesh.config.sections import SECTIONS, RunConfig, Section
-from megamesh.config.yaml_files import FlatKeys, apply_overrides, normalise, read_files
+from megamesh.config.yaml_files import FlatKeys, apply_overrides, normalise, read_files, yaml_text
 from megamesh.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -83,11 +83,13 @@ def load_config(
     run = RunConfig.model_construct(**sections)
     given = Given(run, flat.places)
     missing = check_complete(given, bad_keys)
-    flat.problems += check_rules(given, bad_keys) + (missing if for_training else [])
+    flat.problems += check_rules(given, bad_keys) + (missing if for_training and not flat.unread else [])
     if flat.problems:
         raise ConfigError(flat.problems)
     if ignored:
         log.info("GPT-NeoX keys without meaning here: %s", ", ".join(ignored))
+    if run.model.gated and run.model.intermediate_size is None:
+        log.info("intermediate_size is not given: the gated MLP is %d wide; GPT-NeoX builds half", run.model.mlp_width)
     return LoadedConfig(run, flat.texts, ignored, flat.places, missing)
 
 
@@ -147,9 +149,13 @@ def _sort_keys(flat: FlatKeys) -> tuple[dict[str, dict[str, Any]], list[str]]:
 
 
 def _nearest(key: str) -> str:
-    known = [*SECTION_OF, *RENAMED, *IGNORED, *REFUSED, *PRECISION_BLOCKS]
-    ours = difflib.get_close_matches(key, SECTION_OF, n=1, cutoff=0.7)
-    nearest = ours or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    """The nearest key of ours, by spelling or because it contains the word; else the nearest of the keys that NeoX knows."""
+    other = [*RENAMED, *IGNORED, *REFUSED, *PRECISION_BLOCKS]
+    nearest = (
+        difflib.get_close_matches(key, SECTION_OF, n=1, cutoff=0.6)
+        or [known for known in SECTION_OF if f"_{key}_" in f"_{known}_"]
+        or difflib.get_close_matches(key, other, n=1, cutoff=0.7)
+    )
     return f"did you mean {nearest[0]}?" if nearest else "examples/configs/REFERENCE.md lists all keys"
 
 
@@ -161,7 +167,7 @@ def _build_section(section: type[Section], values: dict[str, Any], flat: FlatKey
     except ValidationError as invalid:
         for error in invalid.errors(include_url=False):
             key = str(error["loc"][0])
-            if key not in bad_keys:
+            if error["type"] != "missing" or not flat.unread:
                 flat.problems.append(_problem(section, key, values.get(key), error, flat))
             bad_keys.add(key)
     return section.model_construct(**{key: value for key, value in values.items() if key not in bad_keys})
@@ -169,6 +175,8 @@ def _build_section(section: type[Section], values: dict[str, Any], flat: FlatKey
 
 def _whole(section: type[Section], key: str, value: Any) -> Any:
     """`1e5` as the whole number that a count needs."""
+    if isinstance(value, list):
+        return [_whole(section, key, entry) for entry in value]
     annotation = section.model_fields[key].annotation
     counts = int in (annotation, *get_args(annotation)) and float not in (annotation, *get_args(annotation))
     return int(value) if counts and isinstance(value, float) and value.is_integer() else value
@@ -189,7 +197,9 @@ def _problem(section: type[Section], key: str, value: Any, error: ErrorDetails, 
     shown = error["input"] if where else value
     quotes = (
         " (write it without quotes)"
-        if isinstance(shown, str) and error["type"] in ("int_type", "float_type", "bool_type")
+        if isinstance(shown, str)
+        and yaml_text(shown) != shown
+        and error["type"] in ("int_type", "float_type", "bool_type")
         else ""
     )
     return f"{flat.places[key]}: {key}{where}={show_value(shown)} {reason}{quotes}"

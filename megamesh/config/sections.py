@@ -25,9 +25,7 @@ NUM_SPLITS = 3
 class Section(BaseModel):
     """A frozen group of keys; an unknown key or a value of the wrong type is an error."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=False, protected_namespaces=(), allow_inf_nan=False
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, protected_namespaces=(), allow_inf_nan=False)
 
 
 class ParallelConfig(Section):
@@ -58,10 +56,10 @@ class ModelConfig(Section):
     intermediate_size: int | None = Field(
         None,
         ge=1,
-        description="The MLP's true width. Default: 4·hidden_size; for a gated activation 8/3·hidden_size, rounded up to mlp_multiple_of.",
+        description="The MLP's true width. Default: 4·hidden_size (8/3·hidden_size for a gated activation), rounded up to mlp_multiple_of.",
     )
     mlp_multiple_of: int = Field(
-        1, ge=1, description="Rounds the default width of a gated MLP up. Not together with intermediate_size."
+        1, ge=1, description="Rounds the default width of the MLP up. Not together with intermediate_size."
     )
     norm: Norm = Field("layernorm", description="Normalisation before attention, before the MLP and before the head.")
     layernorm_epsilon: float = Field(1e-5, gt=0, description="Epsilon of layernorm.")
@@ -135,9 +133,7 @@ class ModelConfig(Section):
         """True width of the MLP: rows of one up-projection, columns of the down-projection."""
         if self.intermediate_size is not None:
             return self.intermediate_size
-        if not self.gated:
-            return 4 * self.hidden_size
-        width = 8 * self.hidden_size // 3
+        width = 8 * self.hidden_size // 3 if self.gated else 4 * self.hidden_size
         return -(-width // self.mlp_multiple_of) * self.mlp_multiple_of
 
     @property
@@ -257,7 +253,7 @@ class PrecisionConfig(Section):
 class TrainingConfig(Section):
     """Length of the run, evaluation, seed and recomputation."""
 
-    train_iters: int | None = Field(None, ge=0, description="Optimizer steps. Give this or train_epochs.")
+    train_iters: int | None = Field(None, ge=1, description="Optimizer steps. Give this or train_epochs.")
     train_epochs: int | None = Field(
         None, ge=1, description="Passes over the training split. Give this or train_iters."
     )
@@ -341,7 +337,7 @@ class CheckpointConfig(Section):
         None, ge=1, description="Steps between checkpoints (linear) or the growth factor of that distance (log)."
     )
     checkpoint_scale: Literal["linear", "log"] = Field(
-        "linear", description="linear: every checkpoint_factor steps. log: at factor, factor², factor³ …."
+        "linear", description="linear: every checkpoint_factor steps. log: at steps 1, factor, factor² …."
     )
     extra_save_iters: list[int] = Field(default_factory=list, description="Further steps at which to save.")
     keep_last_n_checkpoints: int | None = Field(

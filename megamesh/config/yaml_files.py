@@ -6,6 +6,7 @@ Keys are flat, `-` counts as `_`, and a key may be given once over all files. `1
 Nothing here knows which keys exist.
 """
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import Any
 
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from yaml.reader import ReaderError
 
 COMMAND_LINE = "command line"
 
@@ -45,6 +47,8 @@ class FlatKeys:
     texts: dict[str, str] = field(default_factory=dict)
     """File name → text."""
     problems: list[str] = field(default_factory=list)
+    unread: bool = False
+    """Whether a file could not be read: what seems to be missing may stand in it."""
 
     def add(self, key: str, value: Any, place: str) -> None:
         """Take one key; its second appearance is a problem that names both places."""
@@ -74,6 +78,7 @@ def read_files(paths: Sequence[str | Path]) -> FlatKeys:
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
             flat.problems.append(f"{path}: cannot be read: {reason}")
+            flat.unread = True
             continue
         flat.texts[_free_name(path, flat.texts)] = text
         _read_text(flat, text, str(path))
@@ -110,24 +115,32 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 def yaml_text(value: Any) -> str:
-    """A value as YAML writes it on one line."""
+    """A value as YAML writes it on one line; text that YAML would read as something else is quoted."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key}: {yaml_text(part)}" for key, part in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(yaml_text, value)) + "]"
-    return f"{value:.12g}" if isinstance(value, float) else str(value)
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) and not _is_plain(value) else str(value)
+
+
+def _is_plain(text: str) -> bool:
+    try:
+        return bool(yaml.load(text, _Loader) == text)
+    except yaml.YAMLError:
+        return False
 
 
 def _read_text(flat: FlatKeys, text: str, name: str) -> None:
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)
         root = loader.get_single_node()
         if root is None:
             return
         if not isinstance(root, MappingNode):
             flat.problems.append(f"{name}: holds no keys; write one `key: value` per line")
+            flat.unread = True
             return
         flat.problems += [problem for node in root.value for problem in _duplicates(node[1], name)]
         for key_node, value_node in root.value:
@@ -136,12 +149,9 @@ def _read_text(flat: FlatKeys, text: str, name: str) -> None:
                 flat.problems.append(f"{place}: a key must be plain text")
                 continue
             flat.add(key_node.value, loader.construct_object(value_node, deep=True), place)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        flat.problems.append(f"{name}{line}: is not valid YAML: {_reason(error)}")
-    finally:
-        loader.dispose()
+    except (yaml.YAMLError, RecursionError) as error:
+        flat.problems.append(f"{name}{_line(error, text)}: is not valid YAML: {_reason(error)}")
+        flat.unread = True
 
 
 def _duplicates(node: Node, name: str) -> Iterator[str]:
@@ -165,6 +175,15 @@ def _free_name(path: Path, taken: Mapping[str, str]) -> str:
     return next(name for name in candidates if name not in taken)
 
 
-def _reason(error: yaml.YAMLError) -> str:
+def _line(error: Exception, text: str) -> str:
+    """`:3` where the error knows its place in the text."""
+    if mark := getattr(error, "problem_mark", None):
+        return f":{mark.line + 1}"
+    return f":{text.count(chr(10), 0, error.position) + 1}" if isinstance(error, ReaderError) else ""
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ReaderError):
+        return f"it holds the control character U+{error.character:04X}"
     parts = [getattr(error, "context", None), getattr(error, "problem", None)]
     return ", ".join(part for part in parts if part) or str(error)

@@ -22,7 +22,7 @@ from megamesh.data.cache import cached_arrays
 from megamesh.data.dataset import BlendedDataset, PackedDataset, TokenDataset
 from megamesh.data.indexed import IndexedDataset
 from megamesh.data.sample_index import SampleOrder, build_sample_order, num_epochs
-from megamesh.data.splits import SPLIT_NAMES, parse_split, split_documents
+from megamesh.data.splits import SPLIT_NAMES, split_documents
 from megamesh.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def num_train_samples(data: DataConfig, *, sequence_length: int, epochs: int) ->
     check_sources(data)
     if data.data_path is not None:
         indexed = IndexedDataset(data.data_path)
-        start, stop = split_documents(parse_split(data.split), len(indexed))[0]
+        start, stop = split_documents(data.split_shares, len(indexed))[0]
     else:
         paths = data.train_data_paths or []
         if len(paths) != 1:
@@ -90,7 +90,7 @@ def _split_one_file(
     data: DataConfig, sequence_length: int, seed: int, num_samples: tuple[int, int, int], vocab_size: int
 ) -> list[TokenDataset | None]:
     assert data.data_path is not None
-    shares = parse_split(data.split)
+    shares = data.split_shares
     indexed = IndexedDataset(data.data_path)
     indexed.check_token_ids(vocab_size)
     datasets: list[TokenDataset | None] = []

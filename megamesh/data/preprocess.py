@@ -4,23 +4,26 @@
           ─▶ joined in the order of the input ─▶ <prefix>_<key>_document.bin/.idx
 
 Shards are joined in the order of the input by copying bytes, so the output is the same at any number of workers. Only lengths travel
-between processes. Outputs appear under their final names when all of them are complete; after an error nothing is left behind.
+between processes. Outputs appear under their final names when all of them are complete; after an error nothing is left behind, and what
+a killed run left is named by the next one.
 Every record is one document of one sequence. A record whose texts are all empty is left out (as GPT-NeoX does); with several keys, the
 others keep the outputs aligned document by document.
 """
 
 import importlib.util
+import logging
 import os
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Protocol
 
@@ -30,6 +33,8 @@ from megamesh.data.format import bin_path, idx_path, token_dtype
 from megamesh.data.text_input import Shard, cut_into_shards, read_shard
 from megamesh.data.writer import IndexedWriter
 from megamesh.errors import ConfigError, DataError
+
+log = logging.getLogger(__name__)
 
 SHARD_BYTES = 4 << 20
 BATCH_CHARACTERS = 1 << 20
@@ -104,6 +109,7 @@ def preprocess(
     _check_outputs(prefix, settings.keys, overwrite)
     shards = cut_into_shards(inputs, SHARD_BYTES)
     with (
+        _disk_errors_named(prefix),
         tempfile.TemporaryDirectory(dir=Path(prefix).parent, prefix=f".{Path(prefix).name}.shards-") as folder,
         ExitStack() as stack,
     ):
@@ -137,6 +143,20 @@ def _check_outputs(prefix: str | Path, keys: Sequence[str], overwrite: bool) -> 
         for path in (bin_path(output_prefix(prefix, key)), idx_path(output_prefix(prefix, key))):
             if path.exists() and not overwrite:
                 raise DataError(f"{path}: exists; choose another --output-prefix or add --overwrite")
+    prefix = Path(prefix)
+    for path in [*folder.glob(f".{prefix.name}.shards-*"), *folder.glob(f"{prefix.name}_*_document.*.tmp-*")]:
+        log.warning("%s: left by a run that was killed, unless one is under way; it can be removed", path)
+
+
+@contextmanager
+def _disk_errors_named(prefix: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or Path(prefix).parent}: {error.strerror or error}; nothing was written: free space there, or choose "
+            "another --output-prefix"
+        ) from error
 
 
 def _run(
@@ -170,7 +190,16 @@ class _Worker:
 
 def _start_worker(make_encoder: Callable[[], Encoder]) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core per worker
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
     _Worker.encoder = make_encoder()
+
+
+def _leave_with_parent() -> None:
+    """End a worker whose parent was killed; it would wait for work for ever."""
+    parent = parent_process()
+    assert parent is not None, "runs in a worker"
+    parent.join()
+    os._exit(1)
 
 
 def _encode_shard(job: tuple[int, Shard], *, folder: Path, settings: Settings, dtype: np.dtype) -> ShardResult:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 INT32_MAX = int(np.iinfo(np.int32).max)
+BLOCK_ROWS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,8 @@ def build_sample_index(
     num_samples = (int(ends[-1]) - 1) // sequence_length
     wide = 2 * (num_samples + 1) >= INT32_MAX or len(document_order) > INT32_MAX
     sample_index = np.zeros((num_samples + 1, 2), dtype=np.int64 if wide else np.int32)
-    step = 1 << 24
-    for start in range(1, num_samples + 1, step):
-        cuts = np.arange(start, min(start + step, num_samples + 1), dtype=np.int64) * sequence_length
+    for start in range(1, num_samples + 1, BLOCK_ROWS):
+        cuts = np.arange(start, min(start + BLOCK_ROWS, num_samples + 1), dtype=np.int64) * sequence_length
         positions = np.searchsorted(ends, cuts, side="right")
         begins = ends[positions] - lengths[document_order[positions] - first_document]
         sample_index[start : start + len(cuts), 0] = positions

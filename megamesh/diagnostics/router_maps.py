@@ -41,7 +41,7 @@ def router_maps(model: Transformer, token_batches: Iterable[Tensor]) -> RouterMa
     handles = [router.register_forward_hook(partial(observe, step)) for step, router in enumerate(routers)]
     try:
         for tokens_BS in token_batches:
-            model.logits(tokens_BS)
+            model.states(tokens_BS)
             num_tokens += tokens_BS.numel()
     finally:
         for handle in handles:

@@ -1,48 +1,26 @@
-"""Process groups under any launcher, or under none.
+"""Process groups under any launcher (megamesh.launch), or under none.
 
-    deepspeed / torchrun   RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT     used as they are
-    srun                   SLURM_PROCID, SLURM_NTASKS, SLURM_LOCALID                  translated
-    mpirun                 OMPI_COMM_WORLD_* or PMI_*                                 translated
-    python                 nothing                                                    one process, no port opened
+    several processes   MASTER_ADDR and MASTER_PORT as they are set; on one node they need not be
+    one process         no port is opened
 
 Neither the command line nor MPI itself is read. gloo on CPUs, NCCL (with gloo for CPU tensors) on GPUs. DeepSpeed, which can do
 all this in its own way, finds the group there and uses it.
 """
 
 import os
-from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
-from megamesh.errors import ConfigError
+from megamesh.errors import ConfigError, TrainingError
+from megamesh.launch import Launch, read_launch
 
-RANK_VARIABLES = (
-    ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
-    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
-    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
-    ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
-)
 DEFAULT_PORT = "29500"
-
-
-@dataclass(frozen=True)
-class Launch:
-    """What the launcher says about this process."""
-
-    rank: int
-    world_size: int
-    local_rank: int
-
-
-def read_launch(environment: Mapping[str, str]) -> Launch:
-    """This process's place according to the first launcher whose variables are all set; one process where none are."""
-    for names in RANK_VARIABLES:
-        if all(name in environment for name in names):
-            return Launch(*(int(environment[name]) for name in names))
-    return Launch(rank=0, world_size=1, local_rank=0)
+LOST_PEER = ("by peer", "ncclRemoteError")
+"""What gloo and NCCL say when the other side of a collective is gone."""
 
 
 def publish_launch(launch: Launch, environment: MutableMapping[str, str]) -> None:
@@ -62,7 +40,10 @@ def publish_launch(launch: Launch, environment: MutableMapping[str, str]) -> Non
 
 
 def init_distributed(timeout: timedelta = timedelta(minutes=30)) -> torch.device:
-    """Join the process group that the launcher describes (once per process) and return this process's device."""
+    """Join the process group that the launcher describes (once per process) and return this process's device.
+
+    Raises ConfigError where the processes cannot find each other.
+    """
     launch = read_launch(os.environ)
     publish_launch(launch, os.environ)
     on_gpu = torch.cuda.is_available()
@@ -75,11 +56,35 @@ def init_distributed(timeout: timedelta = timedelta(minutes=30)) -> torch.device
             store = dist.HashStore()  # type: ignore[attr-defined]
             dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
         else:
-            dist.init_process_group(backend, timeout=timeout)
+            _join(backend, launch, timeout)
     return device
+
+
+def _join(backend: str, launch: Launch, timeout: timedelta) -> None:
+    try:
+        dist.init_process_group(backend, timeout=timeout)
+    except dist.DistError as error:
+        address = f"MASTER_ADDR={os.environ['MASTER_ADDR']}, MASTER_PORT={os.environ['MASTER_PORT']}"
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"{launch.world_size} processes could not meet at {address}: {reason}; set a free port and the first node's name"
+        ) from error
 
 
 def shut_down_distributed() -> None:
     """Leave the process group, so that the launcher sees a clean end."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+@contextmanager
+def lost_peers_named() -> Iterator[None]:
+    """Turn the failure of a collective whose other side is gone into a TrainingError: the process that failed says why."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in LOST_PEER):
+            raise
+        raise TrainingError(
+            "another process of this run ended early; its own message, or the launcher's, says why"
+        ) from error

@@ -12,7 +12,7 @@ clipping is off, because its norm does not cover every layout.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,15 +97,16 @@ class TrainingEngine:
         for group in self.access.adam.param_groups:
             group["lr"] = rate
         loss = self._accumulate(micro_batches)
-        loss_mean, norms = self._inspect(loss)
+        gradients = [self.access.gradient(parameter) for parameter in self.module.parameters()]
+        loss_mean, norms = self._inspect(loss, gradients)
         bad_parameter = next((name for name, norm in norms.items() if not math.isfinite(norm)), None)
         if bad_parameter is None and not math.isfinite(loss_mean):
             bad_parameter = "loss"
         grad_norm = math.sqrt(sum(norm**2 for norm in norms.values()))
         if bad_parameter is None:
-            self._clip(grad_norm)
+            self._clip(grad_norm, gradients)
         else:
-            self._poison()
+            self._poison(gradients)
         self._engine.step()
         self.num_steps += 1
         return StepResult(loss_mean, grad_norm, rate, bad_parameter is not None, bad_parameter)
@@ -135,9 +136,9 @@ class TrainingEngine:
         return torch.stack(losses).sum()
 
     @torch.no_grad()
-    def _inspect(self, loss: Tensor) -> tuple[float, dict[str, float]]:
+    def _inspect(self, loss: Tensor, gradients: Sequence[Tensor | None]) -> tuple[float, dict[str, float]]:
         """Mean loss and every parameter's gradient norm over all ranks: one all-reduce, one look from the host."""
-        found = [(index, gradient) for index, gradient in enumerate(self._gradients()) if gradient is not None]
+        found = [(index, gradient) for index, gradient in enumerate(gradients) if gradient is not None]
         report = torch.zeros(1 + len(self._names), dtype=torch.float64, device=self.device)
         data_parallel_size = self.mesh.size("dp")
         report[0] = loss / (self._accumulation * data_parallel_size)
@@ -150,26 +151,23 @@ class TrainingEngine:
         return loss_mean, {name: _root(square) for name, square in zip(self._names, squares_all, strict=True)}
 
     @torch.no_grad()
-    def _clip(self, grad_norm: float) -> None:
+    def _clip(self, grad_norm: float, gradients: Sequence[Tensor | None]) -> None:
         """Scale this rank's fragments so that the norm over all parameters is at most gradient_clipping."""
         largest = self._optimizer_config.gradient_clipping
         factor = largest / (grad_norm + CLIP_EPSILON)
         if largest > 0 and factor < 1:
-            torch._foreach_mul_([gradient for gradient in self._gradients() if gradient is not None], factor)
+            torch._foreach_mul_([gradient for gradient in gradients if gradient is not None], factor)
 
     @torch.no_grad()
-    def _poison(self) -> None:
+    def _poison(self, gradients: Sequence[Tensor | None]) -> None:
         """Make every fragment NaN. DeepSpeed's wrappers then drop the step; without one, the gradients are simply removed."""
         if self.access.replicated:
             for parameter in self.module.parameters():
                 parameter.grad = None
             return
-        for gradient in self._gradients():
+        for gradient in gradients:
             if gradient is not None:
                 gradient.fill_(math.nan)
-
-    def _gradients(self) -> list[Tensor | None]:
-        return [self.access.gradient(parameter) for parameter in self.module.parameters()]
 
 
 def _root(square: float) -> float:

@@ -69,7 +69,8 @@ def candidate_probabilities(logits_BV: Tensor, sampling: Sampling) -> tuple[Tens
     Top p keeps the smallest set of most probable tokens whose probabilities reach p (Holtzman et al. 2020); always at least one.
     """
     count = min(sampling.top_k or logits_BV.shape[-1], logits_BV.shape[-1])
-    scaled_BV = logits_BV.float() / sampling.temperature
+    below_best_BV = logits_BV.float() - logits_BV.amax(-1, keepdim=True)  # at most 0: no temperature makes it overflow
+    scaled_BV = (below_best_BV.double() / sampling.temperature).float()
     values_Bk, ids_Bk = scaled_BV.topk(count) if count < scaled_BV.shape[-1] else scaled_BV.sort(-1, descending=True)
     probs_Bk = values_Bk.softmax(-1)
     if sampling.top_p < 1:

@@ -2,13 +2,21 @@
 
 from collections.abc import Iterable, Iterator
 
+from megamesh.errors import DataError
 from megamesh.tokenizer import Tokenizer
 
 INCOMPLETE = "\ufffd"  # what a decoder writes for the first bytes of a character whose rest is still to come
 
 
 def encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Token ids of a prompt; an empty one becomes the end-of-document token, after which a new document begins."""
+    """Token ids of a prompt; an empty one becomes the end-of-document token, after which a new document begins.
+
+    Raises DataError for bytes from the terminal or the command line that were not UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"the prompt {text!r} is not UTF-8 text; write it in UTF-8") from error
     return tokenizer.encode(text) or [tokenizer.eod_id]
 
 

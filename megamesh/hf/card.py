@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("{name}"{trust})
 model = AutoModelForCausalLM.from_pretrained("{name}"{trust})
-inputs = tokenizer(["Once upon a time"], return_tensors="pt", padding=True, return_token_type_ids=False)
+inputs = tokenizer(["Once upon a time"], return_tensors="pt", padding=True)
 print(tokenizer.batch_decode(model.generate(**inputs, max_new_tokens=40), skip_special_tokens=True)[0])
 ```
 

@@ -134,7 +134,7 @@ def _write_and_compare(
     difference, largest = (ours_BSV - theirs_BSV).abs().max().item(), ours_BSV.abs().max().item()
     if not math.isfinite(largest):
         raise CheckpointError(f"{source.description}: its logits are not finite; export an earlier checkpoint")
-    if not difference <= RELATIVE_TOLERANCE * max(1.0, largest):
+    if not difference <= RELATIVE_TOLERANCE * largest:
         raise CheckpointError(
             f"{source.description}: the export's logits differ from ours by {difference:.3g} (largest logit {largest:.3g}); "
             "nothing was kept"
@@ -165,9 +165,10 @@ def _write_configuration(
 
 
 def _complete_tokenizer_config(path: Path, max_length: int) -> None:
-    """Say what batched generation needs: padding on the left, a token to pad with, the longest sequence."""
+    """Say what batched generation needs: padding on the left, a token to pad with, the longest sequence, the model's inputs."""
     config = json.loads(path.read_text(encoding="utf-8"))
-    config |= {"padding_side": "left", "model_max_length": max_length}
+    inputs = ["input_ids", "attention_mask"]
+    config |= {"padding_side": "left", "model_max_length": max_length, "model_input_names": inputs}
     config.setdefault("pad_token", config["eos_token"])
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

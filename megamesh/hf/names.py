@@ -81,9 +81,8 @@ def exact_architecture(model: ModelConfig, recursion: RecursionConfig) -> Archit
     foldable = not model.scale_embeddings or model.no_weight_tying
     if recursion.layout is not None or not foldable or model.pos_emb != "rotary" or model.use_qk_layernorm:
         return "megamesh"
-    rotated = int(
-        model.head_dim * model.rotary_pct
-    )  # as transformers computes it; an odd number means another rotation there
+    # As transformers computes it; an odd number means another rotation there.
+    rotated = int(model.head_dim * model.rotary_pct)
     is_gpt_neox = (
         model.norm == "layernorm"
         and model.use_bias_in_norms
@@ -94,7 +93,11 @@ def exact_architecture(model: ModelConfig, recursion: RecursionConfig) -> Archit
         and rotated == model.rotary_dim
     )
     is_llama = (
-        model.norm == "rmsnorm" and model.gated and not model.gpt_j_residual and model.rotary_dim == model.head_dim
+        model.norm == "rmsnorm"
+        and model.gated
+        and not model.gpt_j_residual
+        and not model.hidden_dropout
+        and model.rotary_dim == model.head_dim
     )
     return "gpt_neox" if is_gpt_neox else "llama" if is_llama else "megamesh"
 

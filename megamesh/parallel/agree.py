@@ -6,29 +6,27 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from megamesh.errors import MegaMeshError
-
 T = TypeVar("T")
 
 
 def rank_zero_first(build: Callable[[], T]) -> T:
     """Call `build` on rank 0, then on all other ranks, which find the files that the first call wrote.
 
-    Where rank 0 fails with a message for the user, it raises that error and the other ranks leave with status 1, silently:
-    one error is told once. A collective.
+    Where rank 0 fails, it raises that error and the other ranks leave with status 1, silently: one error is told once. A collective.
     """
-    error: list[MegaMeshError | None] = [None]
-    result: T | None = None
-    is_first = dist.get_rank() == 0
-    if is_first:
+    if dist.get_rank() == 0:
+        succeeded = [False]
         try:
             result = build()
-        except MegaMeshError as caught:
-            error[0] = caught
-    dist.broadcast_object_list(error, src=0)
-    if error[0] is not None:
-        raise error[0] if is_first else SystemExit(1)
-    return result if result is not None else build()
+            succeeded = [True]
+        finally:
+            dist.broadcast_object_list(succeeded, src=0)
+        return result
+    succeeded = [False]
+    dist.broadcast_object_list(succeeded, src=0)
+    if not succeeded[0]:
+        raise SystemExit(1)
+    return build()
 
 
 def largest(value: int, device: torch.device) -> int:

@@ -14,6 +14,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -150,14 +151,17 @@ def non_empty(documents: Iterable[str], source: str) -> Iterator[str]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file under its name only when all of it is on disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file under its name only when all of it is on disk. Raises DataError where it cannot be."""
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error}); choose another --output") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)

@@ -18,7 +18,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Literal
+from multiprocessing.connection import wait as wait_any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -106,6 +107,7 @@ def benchmark(
     try:
         for candidate in candidates:
             groups.append(_Group(candidate, num_processes))
+            groups[-1].wait_until_built()
             groups[-1].steps(num_warmup_steps)
         seconds: list[list[float]] = [[] for _ in groups]
         for _ in range(num_rounds):
@@ -133,15 +135,17 @@ class _Group:
             theirs.close()
             self.connections.append(ours)
             self.processes.append(process)
-        self.facts = self._ask(None, START_TIMEOUT_SECONDS)[0]
+
+    def wait_until_built(self) -> None:
+        self.facts = self._answers(START_TIMEOUT_SECONDS)[0]
 
     def steps(self, count: int) -> float:
         """Seconds that `count` steps took on the slowest process."""
-        seconds: list[float] = self._ask(("steps", count), STEP_TIMEOUT_SECONDS)
+        seconds: list[float] = self._ask("steps", count)
         return max(seconds)
 
     def measurement(self, seconds_per_step: list[float]) -> Measurement:
-        peak_bytes = max(self._ask(("memory",), STEP_TIMEOUT_SECONDS))
+        peak_bytes = max(self._ask("memory"))
         num_parameters, tokens_per_step, peak_tflops = self.facts
         return Measurement(
             self.candidate,
@@ -158,21 +162,29 @@ class _Group:
             process.kill()
             process.join()
 
-    def _ask(self, request: tuple | None, timeout_seconds: float) -> list:
-        for connection in self.connections if request else ():
-            connection.send(request)
-        answers = []
+    def _ask(self, *request: Any) -> list:
         for connection in self.connections:
-            if not connection.poll(timeout_seconds):
+            connection.send(request)
+        return self._answers(STEP_TIMEOUT_SECONDS)
+
+    def _answers(self, timeout_seconds: float) -> list:
+        """What every process says, by rank. The first that fails ends the wait: the others may be waiting for it."""
+        answers: dict[int, Any] = {}
+        while len(answers) < len(self.connections):
+            waiting = {self.connections[rank]: rank for rank in range(len(self.connections)) if rank not in answers}
+            ready = wait_any(list(waiting), timeout_seconds)
+            if not ready:
                 raise TrainingError(f"{self.candidate.name}: no answer within {timeout_seconds} s")
-            try:
-                answers.append(connection.recv())
-            except EOFError:
-                raise TrainingError(f"{self.candidate.name}: a process died; is there enough memory?") from None
-        for answer in answers:
-            if isinstance(answer, Exception):
-                raise TrainingError(f"{self.candidate.name}: {answer}") from answer
-        return answers
+            for connection in ready:
+                assert isinstance(connection, Connection)
+                try:
+                    answer = connection.recv()
+                except (EOFError, ConnectionResetError):
+                    raise TrainingError(f"{self.candidate.name}: a process died; is there enough memory?") from None
+                if isinstance(answer, Exception):
+                    raise TrainingError(f"{self.candidate.name}: {answer}") from answer
+                answers[waiting[connection]] = answer
+        return [answers[rank] for rank in sorted(answers)]
 
 
 def _serve(connection: Connection, candidate: Candidate, rank: int, world_size: int, port: int) -> None:
@@ -188,8 +200,10 @@ def _serve(connection: Connection, candidate: Candidate, rank: int, world_size: 
             connection.send(timed.steps(*arguments) if kind == "steps" else timed.peak_bytes())
     except EOFError:
         return
-    except (MegaMeshError, RuntimeError, ValueError, OSError) as error:
-        connection.send(RuntimeError(f"{type(error).__name__}: {error}"))
+    except MegaMeshError as error:
+        connection.send(TrainingError(str(error)))
+    except Exception as error:  # whatever it is, the parent must hear of it
+        connection.send(TrainingError(f"{type(error).__name__}: {error}"))
 
 
 class _TimedEngine:

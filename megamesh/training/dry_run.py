@@ -6,16 +6,18 @@ Parameters, FLOPs and batch arithmetic are exact; the memory is an estimate (see
 """
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from megamesh.config.batch import ResolvedBatch, data_parallel_size, resolve_batch
 from megamesh.config.deepspeed import deepspeed_config, effective_zero_stage
 from megamesh.config.load import LoadedConfig
+from megamesh.config.recursion import parse_scheme
 from megamesh.config.sections import ModelConfig, RunConfig
 from megamesh.config.yaml_files import yaml_text
 from megamesh.model.counts import ParameterCounts, count_parameters
 from megamesh.model.flops import flops_per_token
-from megamesh.tokenizer import build_tokenizer
+from megamesh.training.vocabulary import vocabulary_size
 
 BYTES_FP32 = 4
 
@@ -26,7 +28,7 @@ def dry_run(loaded: LoadedConfig, world_size: int = 1) -> dict[str, Any]:
     model = run.model
     dp = data_parallel_size(run.parallel, world_size)
     batch = resolve_batch(run.batch, dp)
-    vocab_size = model.vocab_size or build_tokenizer(run.tokenizer).vocab_size
+    vocab_size = _vocab_size(run)
     padded = model.padded_vocab_size(vocab_size, run.parallel.model_parallel_size)
     counts = count_parameters(model, run.recursion, padded)
     flops = flops_per_token(model, run.recursion, padded)
@@ -41,6 +43,14 @@ def dry_run(loaded: LoadedConfig, world_size: int = 1) -> dict[str, Any]:
         "ignored_keys": loaded.ignored_keys,
         "missing": loaded.missing,
     }
+
+
+def _vocab_size(run: RunConfig) -> int:
+    """The unpadded vocabulary, as training will find it; a tokenizer that is not there yet is not needed beside vocab_size."""
+    vocab_file = run.tokenizer.vocab_file
+    if run.model.vocab_size is not None and not (vocab_file and Path(vocab_file).exists()):
+        return run.model.vocab_size
+    return vocabulary_size(run.model, run.tokenizer)
 
 
 def memory_per_rank(run: RunConfig, counts: ParameterCounts, batch: ResolvedBatch, vocab_size: int) -> dict[str, int]:
@@ -84,7 +94,7 @@ def _activation_bytes(run: RunConfig, batch: ResolvedBatch) -> int:
             num_kept = -(-model.num_layers // stretch)
         elements = num_kept * model.hidden_size + stretch * _block_elements(model)
     routing = 0
-    if layout is not None and run.recursion.recursion_scheme == "mesh":
+    if layout is not None and parse_scheme(run.recursion.recursion_scheme) == ("mesh",):
         routing = (layout.num_loops + 1) * 2 * run.recursion.num_slots * BYTES_FP32
     return _tokens(run, batch) * (elements * _precision_bytes(run) + routing)
 
@@ -140,12 +150,13 @@ def _resolved(run: RunConfig, vocab_size: int, padded: int) -> dict[str, Any]:
         "load": run.checkpoint.load or run.checkpoint.save,
     }
     if layout is not None:
+        terms = parse_scheme(run.recursion.recursion_scheme)
         resolved |= {
             "layers": str(layout),
             "compute_depth": layout.compute_depth,
-            "scheme": run.recursion.recursion_scheme,
+            "scheme": "+".join(terms),
         }
-        resolved |= {"num_slots": run.recursion.num_slots} if run.recursion.recursion_scheme == "mesh" else {}
+        resolved |= {"num_slots": run.recursion.num_slots} if terms == ("mesh",) else {}
     return resolved
 
 
@@ -155,8 +166,8 @@ def describe(report: dict[str, Any]) -> str:
         name: {key: value for key, value in keys.items() if value is not None}
         for name, keys in report["settings"].items()
     }
-    blocks = [_block(f"settings: {name}", keys) for name, keys in sections.items() if keys]
-    blocks.append(_block("resolved", report["resolved"]))
+    blocks = [_block(f"settings: {name}", _as_yaml(keys)) for name, keys in sections.items() if keys]
+    blocks.append(_block("resolved", _as_yaml(report["resolved"])))
     parameters = report["parameters"]
     blocks.append(_block("parameters", {key: f"{value:>16,}" for key, value in parameters.items() if value}))
     flops = report["flops_per_token"]
@@ -175,7 +186,7 @@ def describe(report: dict[str, Any]) -> str:
     blocks.append(
         _block("memory per rank, estimated", {key: f"{value / 2**30:>10.3f} GiB" for key, value in memory.items()})
     )
-    blocks.append(_block("DeepSpeed", report["deepspeed"]))
+    blocks.append(_block("DeepSpeed", _as_yaml(report["deepspeed"])))
     if report["ignored_keys"]:
         blocks.append("GPT-NeoX keys without meaning here\n  " + ", ".join(report["ignored_keys"]))
     if report["missing"]:
@@ -183,6 +194,10 @@ def describe(report: dict[str, Any]) -> str:
     return "\n\n".join(blocks)
 
 
-def _block(title: str, lines: dict[str, Any]) -> str:
+def _as_yaml(keys: dict[str, Any]) -> dict[str, str]:
+    return {key: yaml_text(value) for key, value in keys.items()}
+
+
+def _block(title: str, lines: dict[str, str]) -> str:
     width = max(map(len, lines))
-    return "\n".join([title, *(f"  {key:<{width}}  {yaml_text(value)}" for key, value in lines.items())])
+    return "\n".join([title, *(f"  {key:<{width}}  {text}" for key, text in lines.items())])

@@ -1,19 +1,21 @@
 """Continuing from a checkpoint: which one, and whether it fits this configuration.
 
 save/latest exists ──▶ continue this run            (the same command, typed again)
-else load/latest   ──▶ continue, or with finetune take the weights only and start at step 0
+else load/latest   ──▶ continue (no_load_optim: without its moments), or with finetune take the weights only and start at step 0
 else               ──▶ start at step 0
 """
 
 import logging
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from megamesh.checkpoint.folder import find_latest
 from megamesh.checkpoint.load import load_checkpoint
-from megamesh.checkpoint.meta import RunState
+from megamesh.checkpoint.meta import CheckpointMeta, RunState
 from megamesh.checkpoint.reader import read_meta
-from megamesh.config.sections import CheckpointConfig, OptimizerConfig, RunConfig
+from megamesh.config.batch import ResolvedBatch, resolve_batch
+from megamesh.config.sections import BatchConfig, CheckpointConfig, OptimizerConfig, RunConfig
 from megamesh.engine.engine import TrainingEngine
 from megamesh.errors import CheckpointError
 
@@ -22,9 +24,8 @@ ORDER_KEYS = {
     "model": ("seq_length", "max_position_embeddings"),
     "training": ("seed",),
     "data": ("data_path", "split", "train_data_paths", "train_data_weights"),
-    "batch": ("train_batch_size",),
 }
-"""Keys that decide which samples follow the consumed ones."""
+"""Keys that decide which samples follow the consumed ones, beside the batch size and the length of the run."""
 FREE_KEYS = {
     "seq_length", "attention_config", "attention_dropout", "hidden_dropout",
     "init_method", "output_layer_init_method", "init_method_std", "mesh_router_init", "mesh_router_slot_bias",
@@ -33,38 +34,52 @@ FREE_KEYS = {
 """Keys of model and recursion that trained weights do not depend on, or whose resolved value shows in the weights' shapes."""
 
 
-def resume(engine: TrainingEngine, config: RunConfig, train_iters: int) -> RunState:
-    """Load what the run continues from into the engine; the state to go on with. A collective."""
-    path, fresh_start = choose_checkpoint(config.checkpoint)
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins: at `state`, with the weights of `path` (None: freshly drawn) and, unless left out, its moments."""
+
+    state: RunState
+    path: Path | None = None
+    load_optimizer: bool = True
+
+
+def find_start(config: RunConfig, batch: ResolvedBatch, train_iters: int) -> Start:
+    """Look for a checkpoint and at what it says; no tensor is read. Raises CheckpointError where it does not fit the configuration."""
+    beginning = RunState(step=0, consumed_samples=0, seed=config.training.seed)
+    checkpoint = config.checkpoint
+    path, is_own = choose_checkpoint(checkpoint)
     if path is None:
-        return RunState(step=0, consumed_samples=0, seed=config.training.seed)
+        return Start(beginning)
     meta = read_meta(path)
     check_architecture(meta.config, config, path)
-    if fresh_start:
-        load_checkpoint(path, engine, weights_only=True)
+    if checkpoint.finetune and not is_own:
         log.info("weights of %s; starting at step 0", path)
-        return RunState(step=0, consumed_samples=0, seed=config.training.seed)
+        return Start(beginning, path)
     check_schedule(meta.config, config.optimizer, train_iters, path)
-    for key, before, now in changed_order_keys(meta.config, config):
+    for key, before, now in changed_order_keys(meta, config, batch, train_iters):
         log.warning(
-            "%s was %s when %s was saved and is %s now: the samples that follow are not those of one straight run",
-            key,
-            before,
-            path,
-            now,
-        )
-    state = load_checkpoint(path, engine, load_optimizer=not config.checkpoint.no_load_optim)
-    log.info("continuing from %s at step %d, sample %d", path, state.step, state.consumed_samples)
-    return state
+            "%s was %s when %s was saved and is %s now: the samples that follow may not be those of one straight run",
+            key, before, path, now,
+        )  # fmt: skip
+    log.info("continuing from %s at step %d, sample %d", path, meta.state.step, meta.state.consumed_samples)
+    # A run that began without another run's moments has its own by now.
+    with_moments = not checkpoint.no_load_optim or (is_own and checkpoint.load not in (None, checkpoint.save))
+    return Start(replace(meta.state, seed=config.training.seed), path, with_moments)
+
+
+def load_start(engine: TrainingEngine, start: Start) -> None:
+    """Read the checkpoint that the run begins with, if any, into the engine. A collective; raises CheckpointError."""
+    if start.path is not None:  # a run that starts at step 0 has no moments, whoever's weights it takes
+        load_checkpoint(start.path, engine, weights_only=start.state.step == 0, load_optimizer=start.load_optimizer)
 
 
 def choose_checkpoint(config: CheckpointConfig) -> tuple[Path | None, bool]:
-    """The checkpoint to read, and whether only its weights count; None to start from nothing.
+    """The checkpoint to read, and whether this run wrote it; None to start from nothing.
 
     Raises CheckpointError where `load` names a folder of its own that holds no checkpoint.
     """
     if config.save and (own := find_latest(Path(config.save))):
-        return own, False
+        return own, True
     if config.load is None or config.load == config.save:
         return None, False
     found = find_latest(Path(config.load))
@@ -72,7 +87,7 @@ def choose_checkpoint(config: CheckpointConfig) -> tuple[Path | None, bool]:
         raise CheckpointError(
             f"load={config.load}: no complete checkpoint (no `latest` file) there; correct it, or leave load out"
         )
-    return found, config.finetune
+    return found, False
 
 
 def check_architecture(saved: dict[str, Any], config: RunConfig, path: Path) -> None:
@@ -115,12 +130,15 @@ def schedule_keys(optimizer: OptimizerConfig, train_iters: int | None) -> dict[s
     }
 
 
-def changed_order_keys(saved: dict[str, Any], config: RunConfig) -> list[tuple[str, Any, Any]]:
+def changed_order_keys(
+    meta: CheckpointMeta, config: RunConfig, batch: ResolvedBatch, train_iters: int
+) -> list[tuple[str, Any, Any]]:
     """(key, value then, value now) of the keys that decide the order of samples and are different now."""
-    now = config.model_dump(mode="json")
-    return [
-        (key, saved[section][key], now[section][key])
-        for section, keys in ORDER_KEYS.items()
-        for key in keys
-        if saved[section][key] != now[section][key]
-    ]
+    saved, now = meta.config, config.model_dump(mode="json")
+    pairs = [(key, saved[section].get(key), now[section][key]) for section, keys in ORDER_KEYS.items() for key in keys]
+    saved_batch = resolve_batch(BatchConfig.model_validate(saved["batch"]), meta.layout["dp_size"])
+    pairs.append(("train_batch_size", saved_batch.train_batch_size, batch.train_batch_size))
+    pairs.append(
+        ("train_iters", saved["training"]["train_iters"], train_iters)
+    )  # together: how many epochs are shuffled as one
+    return [(key, before, after) for key, before, after in pairs if before != after]

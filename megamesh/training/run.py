@@ -1,11 +1,13 @@
 """One training run from configuration to the last checkpoint.
 
-    LoadedConfig ──▶ process group ──▶ vocabulary, data (rank 0 first) ──▶ model ──▶ engine ──▶ checkpoint, if there is one ──▶ Trainer
+    LoadedConfig ──▶ process group ──▶ folders, vocabulary ──▶ the checkpoint's meta.json ──▶ data ──▶ model, engine ──▶ tensors ──▶ Trainer
 
 Everything that can be wrong is looked at in this order, cheap before expensive; the first error ends every rank alike.
 """
 
 import logging
+import os
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,27 +15,30 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from megamesh.checkpoint.together import on_rank_zero
 from megamesh.config.batch import ResolvedBatch, data_parallel_size, resolve_batch
 from megamesh.config.load import LoadedConfig
 from megamesh.config.sections import RunConfig
+from megamesh.data.batch import Batch
 from megamesh.data.build import DataSplits, build_datasets, num_train_samples
 from megamesh.data.dataset import TokenDataset
 from megamesh.data.loader import iterate_batches
-from megamesh.engine.distributed import init_distributed, shut_down_distributed
+from megamesh.engine.distributed import init_distributed, lost_peers_named, shut_down_distributed
 from megamesh.engine.engine import TrainingEngine
+from megamesh.errors import ConfigError, DataError
 from megamesh.model.build import build_model
 from megamesh.model.flops import flops_per_token
 from megamesh.parallel.agree import rank_zero_first
 from megamesh.parallel.mesh import ProcessMesh
 from megamesh.training.hooks.checkpoint import CheckpointHook
 from megamesh.training.hooks.console import ConsoleHook
-from megamesh.training.hooks.evaluation import Batches, EvaluationHook
+from megamesh.training.hooks.evaluation import EvaluationHook
 from megamesh.training.hooks.metrics_file import MetricsFileHook
 from megamesh.training.hooks.nonfinite import NonFiniteHook
 from megamesh.training.hooks.progress import ProgressHook
 from megamesh.training.hooks.signals import SignalHook
 from megamesh.training.hooks.tensorboard import TensorBoardHook
-from megamesh.training.resume import resume
+from megamesh.training.resume import find_start, load_start
 from megamesh.training.throughput import Throughput, device_peak_tflops
 from megamesh.training.trainer import Hook, Trainer
 from megamesh.training.vocabulary import vocabulary_size
@@ -47,7 +52,8 @@ def run(loaded: LoadedConfig) -> None:
     signals = SignalHook()
     device = init_distributed()
     try:
-        train(loaded, device, signals)
+        with lost_peers_named():
+            train(loaded, device, signals)
     finally:
         shut_down_distributed()
 
@@ -66,40 +72,22 @@ def prepare(loaded: LoadedConfig, device: torch.device, signals: SignalHook) -> 
     config = loaded.run
     mesh = ProcessMesh.build(device.type)
     batch = resolve_batch(config.batch, data_parallel_size(config.parallel, dist.get_world_size()))
-    vocab_size = vocabulary_size(config.model, config.tokenizer)
+    vocab_size, train_iters = rank_zero_first(partial(_sizes, config, batch))
     padded_vocab_size = config.model.padded_vocab_size(vocab_size, config.parallel.model_parallel_size)
-    train_iters = _train_iters(config, batch)
-    data = rank_zero_first(partial(_datasets, config, batch, train_iters, vocab_size))
+    start = on_rank_zero(partial(find_start, config, batch, train_iters), "look for a checkpoint")
+    state = start.state
+    num_samples = state.consumed_samples + max(train_iters - state.step, 0) * batch.train_batch_size
+    data = rank_zero_first(partial(_datasets, config, batch, num_samples, vocab_size))
     engine = _engine(config, mesh, batch, train_iters, padded_vocab_size, device)
-    state = resume(engine, config, train_iters)
-    hooks: list[Hook] = [
-        NonFiniteHook(config.training.max_nonfinite_steps),
-        signals,
-        ProgressHook(config.log.log_interval, _throughput(config, batch, padded_vocab_size, device)),
-        EvaluationHook(
-            config.training.eval_interval,
-            _evaluation_batches(data.valid, config, mesh, batch),
-            _evaluation_batches(data.test, config, mesh, batch),
-        ),
-        *(_sinks(config, train_iters) if dist.get_rank() == 0 else []),
-    ]
-    if config.checkpoint.save:
-        hooks.append(CheckpointHook(config.checkpoint, _saved_config(config, train_iters), loaded.sources))
-    assert data.train is not None, "build_datasets gives a training set wherever samples are wanted"
-    batches = iterate_batches(
-        data.train,
-        consumed_samples=state.consumed_samples,
-        total_samples=train_iters * batch.train_batch_size,
-        micro_batch_size=batch.micro_batch_size,
-        dp_rank=mesh.rank("dp"),
-        dp_size=mesh.size("dp"),
-        num_workers=config.data.num_workers,
-        pin_memory=device.type == "cuda",
+    load_start(engine, start)
+    hooks = _hooks(
+        loaded, signals, data, mesh, batch, train_iters, _throughput(config, batch, padded_vocab_size, device)
     )
-    log.info(
-        "steps %d to %d, each of %d samples of %d tokens on %d data-parallel ranks",
-        state.step + 1, train_iters, batch.train_batch_size, config.model.sequence_length, mesh.size("dp"),
-    )  # fmt: skip
+    assert data.train is not None, "build_datasets gives a training set wherever samples are wanted"
+    batches = _batches(
+        data.train, mesh, batch, state.consumed_samples, num_samples, config.data.num_workers, device.type == "cuda"
+    )
+    _say_what_follows(state.step, train_iters, batch, config.model.sequence_length)
     return Trainer(
         engine,
         mesh,
@@ -110,6 +98,68 @@ def prepare(loaded: LoadedConfig, device: torch.device, signals: SignalHook) -> 
         train_iters=train_iters,
         sequence_length=config.model.sequence_length,
         seed=config.training.seed,
+    )
+
+
+def _say_what_follows(step: int, train_iters: int, batch: ResolvedBatch, sequence_length: int) -> None:
+    if step >= train_iters:
+        log.info("step %d of %d is done: nothing is left to train", step, train_iters)
+        return
+    log.info(
+        "steps %d to %d, each of %d samples of %d tokens on %d data-parallel ranks",
+        step + 1, train_iters, batch.train_batch_size, sequence_length, batch.data_parallel_size,
+    )  # fmt: skip
+
+
+def _hooks(
+    loaded: LoadedConfig,
+    signals: SignalHook,
+    data: DataSplits,
+    mesh: ProcessMesh,
+    batch: ResolvedBatch,
+    train_iters: int,
+    throughput: Throughput,
+) -> list[Hook]:
+    config = loaded.run
+    num_evaluated = config.training.eval_iters * batch.train_batch_size
+    valid, test = (
+        None if dataset is None else partial(_batches, dataset, mesh, batch, 0, num_evaluated)
+        for dataset in (data.valid, data.test)
+    )
+    hooks: list[Hook] = [
+        NonFiniteHook(config.training.max_nonfinite_steps),
+        signals,
+        ProgressHook(config.log.log_interval, throughput),
+        EvaluationHook(config.training.eval_interval, valid, test),
+    ]
+    if dist.get_rank() == 0:
+        hooks += _sinks(config, train_iters)
+    if config.checkpoint.save:
+        hooks.append(CheckpointHook(config.checkpoint, _saved_config(config, train_iters), loaded.sources))
+    elif dist.get_rank() == 0:
+        log.warning("save is not given: this run writes no checkpoint")
+    return hooks
+
+
+def _batches(
+    dataset: TokenDataset,
+    mesh: ProcessMesh,
+    batch: ResolvedBatch,
+    consumed_samples: int,
+    total_samples: int,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """This rank's micro-batches of samples `consumed_samples` to `total_samples`."""
+    return iterate_batches(
+        dataset,
+        consumed_samples=consumed_samples,
+        total_samples=total_samples,
+        micro_batch_size=batch.micro_batch_size,
+        dp_rank=mesh.rank("dp"),
+        dp_size=mesh.size("dp"),
+        num_workers=num_workers,
+        pin_memory=pin_memory,
     )
 
 
@@ -157,6 +207,19 @@ def _sinks(config: RunConfig, train_iters: int) -> list[Hook]:
     return sinks
 
 
+def _sizes(config: RunConfig, batch: ResolvedBatch) -> tuple[int, int]:
+    """The unpadded vocabulary and the optimizer steps of the run; raises, before any work, where a folder cannot be written to."""
+    for key, folder in (("save", config.checkpoint.save), ("tensorboard_dir", config.log.tensorboard_dir)):
+        try:
+            if folder is not None:
+                Path(folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"{key}={folder} cannot be made: {error.strerror}; name another folder") from error
+        if folder is not None and not os.access(folder, os.W_OK):
+            raise ConfigError(f"{key}={folder} cannot be written to; change its permissions, or name another folder")
+    return vocabulary_size(config.model, config.tokenizer), _train_iters(config, batch)
+
+
 def _train_iters(config: RunConfig, batch: ResolvedBatch) -> int:
     """Optimizer steps of the run: train_iters, or what train_epochs comes to."""
     if config.training.train_iters is not None:
@@ -165,33 +228,20 @@ def _train_iters(config: RunConfig, batch: ResolvedBatch) -> int:
     samples = num_train_samples(
         config.data, sequence_length=config.model.sequence_length, epochs=config.training.train_epochs
     )
+    if samples < batch.train_batch_size:
+        raise DataError(
+            f"train_epochs={config.training.train_epochs} gives {samples} samples of {config.model.sequence_length} tokens, less than "
+            f"one batch of {batch.train_batch_size}; use a smaller train_batch_size, more epochs or more text"
+        )
     return samples // batch.train_batch_size
 
 
-def _datasets(config: RunConfig, batch: ResolvedBatch, train_iters: int, vocab_size: int) -> DataSplits:
+def _datasets(config: RunConfig, batch: ResolvedBatch, num_train_samples: int, vocab_size: int) -> DataSplits:
     eval_samples = config.training.eval_iters * batch.train_batch_size
     return build_datasets(
         config.data,
         sequence_length=config.model.sequence_length,
         seed=config.training.seed,
-        num_samples=(train_iters * batch.train_batch_size, eval_samples, eval_samples),
+        num_samples=(num_train_samples, eval_samples, eval_samples),
         vocab_size=vocab_size,
-    )
-
-
-def _evaluation_batches(
-    dataset: TokenDataset | None, config: RunConfig, mesh: ProcessMesh, batch: ResolvedBatch
-) -> Batches | None:
-    """This rank's micro-batches of the first eval_iters global batches of a split, anew at every call."""
-    if dataset is None:
-        return None
-    return partial(
-        iterate_batches,
-        dataset,
-        consumed_samples=0,
-        total_samples=config.training.eval_iters * batch.train_batch_size,
-        micro_batch_size=batch.micro_batch_size,
-        dp_rank=mesh.rank("dp"),
-        dp_size=mesh.size("dp"),
-        num_workers=0,
     )

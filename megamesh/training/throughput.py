@@ -5,28 +5,33 @@ checkpointing computes again does not count (that would be hardware FLOPs). MFU 
 matrix type.
 """
 
+import re
 from dataclasses import dataclass
 
 import torch
 
-# Dense bf16 tensor-core peaks in TFLOP/s, from the vendors' data sheets; matched against the start of the device's name.
+# Dense bf16 tensor-core peaks in TFLOP/s, from the vendors' data sheets; the device's name must match as a whole.
 PEAK_TFLOPS = {
-    "NVIDIA B200": 2250.0,
-    "NVIDIA H200": 989.0,
-    "NVIDIA H100 80GB": 989.0,
-    "NVIDIA H100 PCIe": 756.0,
-    "NVIDIA A100": 312.0,
-    "NVIDIA L40S": 362.0,
-    "NVIDIA L4": 121.0,
+    r"NVIDIA B200": 2250.0,
+    r"NVIDIA H200": 989.0,
+    r"NVIDIA H200 NVL": 835.0,
+    r"NVIDIA H100 80GB HBM3": 989.0,
+    r"NVIDIA H100 NVL": 835.0,
+    r"NVIDIA H100 PCIe": 756.0,
+    r"NVIDIA A100[ -](SXM4-|PCIE-|PCIe-)?\d+GB( PCIe)?": 312.0,
+    r"NVIDIA L40S": 362.0,
+    r"NVIDIA L4": 121.0,
 }
 
 
 def device_peak_tflops(device: torch.device) -> float | None:
     """The known dense bf16 peak of a GPU, or None (CPUs, unknown devices)."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for start, peak in PEAK_TFLOPS.items() if name.startswith(start)), None)
+    return known_peak_tflops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+
+
+def known_peak_tflops(name: str) -> float | None:
+    """The dense bf16 peak of the GPU with this name; None where it is not known, as for a part (MIG) of a GPU."""
+    return next((peak for pattern, peak in PEAK_TFLOPS.items() if re.fullmatch(pattern, name)), None)
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,12 @@ def test_a_count_may_be_written_with_an_exponent_but_not_with_a_fraction(load: L
 
 @pytest.mark.parametrize(
     ("key", "nearest"),
-    [("num_layer", "num_layers"), ("train_itters", "train_iters"), ("recursion_schema", "recursion_scheme")],
+    [
+        ("num_layer", "num_layers"),
+        ("train_itters", "train_iters"),
+        ("recursion_schema", "recursion_scheme"),
+        ("zero", "zero_optimization"),
+    ],
 )
 def test_an_unknown_key_is_named_with_its_place_and_the_nearest_key(problems: Problems, key: str, nearest: str) -> None:
     (problem,) = problems(**{key: 1})
@@ -100,6 +105,9 @@ def test_an_unknown_key_is_named_with_its_place_and_the_nearest_key(problems: Pr
         ("num_layers", 0, "must be at least 1"),
         ("no_weight_tying", 1, "is not true or false"),
         ("attention_dropout", "none", "is not a number"),
+        ("attention_dropout", "0.1", "is not a number (write it without quotes)"),
+        ("weight_decay", float("inf"), "is not a finite number"),
+        ("train_iters", 0, "must be at least 1"),
         ("attention_dropout", 1.0, "must be less than 1"),
         ("rotary_pct", 0, "must be greater than 0"),
         ("split", 100, "is not text"),
@@ -119,8 +127,11 @@ def test_wrong_types_and_values_say_what_is_right(problems: Problems, key: str, 
 
 
 def test_a_wrong_entry_of_a_list_is_named(problems: Problems) -> None:
-    (problem,) = problems(extra_save_iters=[1, "two"])
-    assert "extra_save_iters[1]=two is not a whole number" in problem
+    found = problems(extra_save_iters=[1, "two", 2.0, 0.5])
+    assert [problem.split(": ", 1)[1] for problem in found] == [
+        "extra_save_iters[1]=two is not a whole number",
+        "extra_save_iters[3]=0.5 is not a whole number",
+    ]
 
 
 def test_null_is_not_given(load: Load, tmp_path: Path) -> None:
@@ -162,11 +173,19 @@ def test_a_wrong_key_does_not_cause_follow_up_problems(problems: Problems) -> No
         ("num_layers: [1", "not valid YAML"),
         ("- num_layers\n", "holds no keys"),
         ("a: b: c", "a.yml:1: is not valid YAML"),
-        ("? [a]\n: 1\n", "plain text"),
+        ("a: 1\nb: \0\n", "a.yml:2: is not valid YAML: it holds the control character U+0000"),
+        ("a: " + "[" * 5000, "is not valid YAML"),
     ],
 )
-def test_what_is_not_a_configuration_is_said_to_be_none(tmp_path: Path, text: str, reason: str) -> None:
-    assert reason in errors(write(tmp_path, "a.yml", text))[0]
+def test_what_is_not_a_configuration_is_said_once(tmp_path: Path, text: str, reason: str) -> None:
+    """What such a file would have given is not reported as missing."""
+    (problem,) = errors(write(tmp_path, "a.yml", text))
+    assert reason in problem
+
+
+def test_a_key_that_is_not_text_is_named(tmp_path: Path) -> None:
+    (problem,) = errors(write(tmp_path, "a.yml", MODEL + SITE + "? [a]\n: 1\n"))
+    assert "a.yml:9: a key must be plain text" in problem
 
 
 def test_a_missing_file_and_a_file_twice(tmp_path: Path) -> None:

@@ -140,6 +140,17 @@ def test_a_wish_that_cannot_be_met_is_refused_with_the_mend(
     assert f": {key}=" in problem and mend in problem
 
 
+def test_the_default_width_of_a_gated_mlp_is_said_because_neox_has_another(
+    load: Load, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger="megamesh"):
+        load(activation="swiglu", intermediate_size=172)
+        assert caplog.messages == []
+        assert load(activation="swiglu", mlp_multiple_of=100).run.model.mlp_width == 200
+    assert "the gated MLP is 200 wide; GPT-NeoX builds half" in caplog.text
+    assert load(activation="gelu", mlp_multiple_of=100).run.model.mlp_width == 300
+
+
 @pytest.mark.parametrize("key", sorted(REFUSED))
 def test_the_values_that_ask_for_nothing_are_accepted(load: Load, key: str) -> None:
     for value in REFUSED[key].accepted:

@@ -59,6 +59,14 @@ def test_blend_takes_each_dataset_in_its_own_order(tmp_path: Path) -> None:
     assert found == expected
 
 
+def test_each_dataset_of_a_blend_is_asked_for_half_a_percent_more(tmp_path: Path) -> None:
+    """As in NeoX: 100 samples would be one epoch here, 101 are two, and their documents are shuffled together."""
+    documents = corpora.write(tmp_path / "data", [7] * 114 + [3])
+    found = samples(make(DataConfig(train_data_paths=[str(tmp_path / "data")] * 2), (200, 0, 0)).train)
+    assert sum(map(len, documents)) == 100 * S + 1
+    assert found[::2] == found[1::2] == slow_samples(documents, 0, S, 101, 1)[:100]
+
+
 def test_dataset_of_weight_zero_is_not_read(tmp_path: Path) -> None:
     corpora.write(tmp_path / "a", lengths(1))
     data = DataConfig(train_data_paths=[str(tmp_path / "a"), str(tmp_path / "missing")], train_data_weights=[1, 0])
@@ -89,12 +97,26 @@ def test_a_change_builds_a_new_index(tmp_path: Path, change: str) -> None:
     corpora.write(tmp_path / "data", lengths(1))
     make(DataConfig(data_path=str(tmp_path / "data"), split="80,20,0"))
     what = CHANGES[change]
-    documents = corpora.write(tmp_path / "data", lengths(2 if change == "file" else 1))
+    turned = [*lengths(1)[31::-1], *lengths(1)[:31:-1]]  # as many documents and tokens in each split
+    documents = corpora.write(tmp_path / "data", turned if change == "file" else lengths(1))
     split, seed, s, wanted = what.get("split", "80,20,0"), what.get("seed", 1), what.get("s", S), what.get("train", 30)
     built = make(DataConfig(data_path=str(tmp_path / "data"), split=split), (wanted, 6, 0), seed=seed, s=s)
     end = 24 if change == "split" else 32
     assert samples(built.train) == slow_samples(documents[:end], 0, s, wanted, seed)
     assert samples(built.valid) == slow_samples(documents[end:], end, s, 6, seed)
+
+
+def test_a_change_that_keeps_every_shape_builds_a_new_index(tmp_path: Path) -> None:
+    """Documents of one length: a moved split, and a blend of other weights, have arrays of the same shapes."""
+    documents = corpora.write(tmp_path / "data", [10] * 40)
+    for split, start in (("20,10,10", 20), ("25,10,5", 25)):
+        built = make(DataConfig(data_path=str(tmp_path / "data"), split=split))
+        assert samples(built.valid) == slow_samples(documents[start : start + 10], start, S, 6, 1)
+    corpora.write(tmp_path / "other", [10] * 40, first=1000)
+    paths = [str(tmp_path / "data"), str(tmp_path / "other")]
+    for weights, drawn in (([3, 1], 30), ([1, 3], 10)):
+        found = samples(make(DataConfig(train_data_paths=paths, train_data_weights=weights), (40, 0, 0)).train)
+        assert sum(sample[0] < 1000 for sample in found) == drawn
 
 
 @pytest.mark.parametrize("content", [b"", b"not an array", None])

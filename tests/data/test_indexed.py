@@ -1,5 +1,6 @@
 """The .bin/.idx format: megatron-core as the oracle both ways, and every kind of damage."""
 
+import os
 import pickle
 import random
 import struct
@@ -13,6 +14,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder as Mega
 
 from megamesh.data.format import token_dtype
 from megamesh.data.indexed import IndexedDataset, IndexedWriter
+from megamesh.data.token_range import scan
 from megamesh.errors import DataError
 from tests.data import corpora
 
@@ -45,7 +47,11 @@ def test_megatron_reads_what_we_write(tmp_path: Path, dtype: type) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_we_read_what_megatron_writes_and_the_bytes_are_equal(tmp_path: Path, dtype: type) -> None:
+def test_we_read_what_megatron_writes_and_the_bytes_are_equal(
+    tmp_path: Path, dtype: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("megamesh.data.writer.CHUNK", 7)  # the index is written and checked in many pieces
+    monkeypatch.setattr("megamesh.data.indexed.CHUNK", 5)
     documents = random_documents(dtype)
     builder = MegatronBuilder(str(tmp_path / "theirs.bin"), dtype=dtype)
     with IndexedWriter(tmp_path / "ours", dtype) as writer:
@@ -182,9 +188,17 @@ def test_token_range_is_checked_once_per_file(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("megamesh.data.token_range.scan", lambda *_: pytest.fail("scanned again"))
     dataset.check_token_ids(100)
     monkeypatch.undo()
-    corpora.write(tmp_path / "data", [101])
+    corpora.write(tmp_path / "data", [100], first=1)  # a file of the same size
+    os.utime(tmp_path / "data.bin", ns=(1, 1))
     with pytest.raises(DataError, match="token id 100"):
         IndexedDataset(tmp_path / "data").check_token_ids(100)
+
+
+def test_token_range_is_that_of_all_pieces_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("megamesh.data.token_range.CHUNK_BYTES", 8)
+    with IndexedWriter(tmp_path / "data", np.int32) as writer:
+        writer.add_document([5, 6, 7, 90, 8, 9, -3])
+    assert scan(tmp_path / "data.bin", np.dtype("<i4")) == (-3, 90)
 
 
 def test_negative_ids_are_found(tmp_path: Path) -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from megamesh.config.sections import DataConfig
 from megamesh.data.blend import blend_order, normalise_weights, numbers_within
 from megamesh.data.dataset import PackedDataset
 from megamesh.data.indexed import IndexedDataset
 from megamesh.data.sample_index import build_sample_order, num_epochs
-from megamesh.data.splits import parse_split, split_documents
-from megamesh.errors import ConfigError
+from megamesh.data.splits import split_documents
 from tests.data import corpora
 
 
@@ -73,7 +73,9 @@ def test_samples_equal_the_slow_implementation_on_random_documents(tmp_path: Pat
         assert len(found) >= wanted
 
 
-def test_sample_index_rows_equal_a_walk_over_single_tokens() -> None:
+@pytest.mark.parametrize("block_rows", [1, 3, 1 << 24])
+def test_sample_index_rows_equal_a_walk_over_single_tokens(block_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("megamesh.data.sample_index.BLOCK_ROWS", block_rows)
     draw = random.Random(3)
     for _ in range(300):
         lengths = np.array(random_lengths(draw), np.int32)
@@ -145,10 +147,4 @@ def test_blend_of_exact_weights_keeps_every_prefix_within_one_sample() -> None:
     ],
 )
 def test_split_rounds_as_neox_does(split: str, documents: int, expected: list[tuple[int, int]]) -> None:
-    assert split_documents(parse_split(split), documents) == expected
-
-
-@pytest.mark.parametrize("split", ["", "a,b", "0,0,0", "-1,2,0", "1,2,3,4", "nan,1,1"])
-def test_bad_split_is_named(split: str) -> None:
-    with pytest.raises(ConfigError, match="split="):
-        parse_split(split)
+    assert split_documents(DataConfig(split=split).split_shares, documents) == expected

@@ -6,16 +6,25 @@ import torch
 from megamesh.diagnostics.plots import LossCurve, plot_losses, plot_router_maps
 from megamesh.diagnostics.router_maps import router_maps
 from megamesh.errors import CheckpointError
+from megamesh.model.attention import attention_inputs
+from tests.model.slot_oracle import run_mesh
 from tests.model.test_transformer import batch, build
 
 
-def test_transition_row_is_the_mean_over_all_tokens() -> None:
+@torch.no_grad()
+def test_each_row_is_the_mean_of_its_step_over_all_tokens() -> None:
     model = build("mesh")
     batches = [batch(seed=seed)[0] for seed in (0, 1)]
     maps = router_maps(model, batches)
-    write_BSN, read_BSN = model.routers[0](model.embedding(torch.cat(batches)))
-    torch.testing.assert_close(maps.write_TN[0], write_BSN.mean((0, 1)), check_dtype=False)
-    torch.testing.assert_close(maps.read_TN[0], read_BSN.mean((0, 1)), check_dtype=False)
+    tokens = torch.cat(batches)
+    inputs, h_emb = attention_inputs(model.config, torch.arange(tokens.shape[1])), model.embedding(tokens)
+    states = run_mesh(
+        h_emb, model.prelude[0](h_emb, inputs, 0), lambda h: model.core[0](h, inputs, 0), model.routers, 5, "h_emb"
+    )
+    for step, h_BSD in enumerate([h_emb, *states[:-1]]):
+        write_BSN, read_BSN = model.routers[step](h_BSD)
+        torch.testing.assert_close(maps.write_TN[step], write_BSN.mean((0, 1)))
+        torch.testing.assert_close(maps.read_TN[step], read_BSN.mean((0, 1)))
     assert maps.write_TN.shape == (3, 5)
     torch.testing.assert_close(maps.read_TN.sum(1), torch.ones(3, dtype=torch.float64))
     assert not model.routers[0]._forward_hooks

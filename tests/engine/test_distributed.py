@@ -1,22 +1,33 @@
 """Every launcher's variables become those that torch reads."""
 
-import pytest
+import logging
 
-from megamesh.engine.distributed import Launch, publish_launch, read_launch
-from megamesh.errors import ConfigError
+import pytest
+import torch
+import torch.distributed as dist
+
+from megamesh.engine.distributed import lost_peers_named, publish_launch
+from megamesh.errors import ConfigError, TrainingError
+from megamesh.launch import Launch, read_launch
+from megamesh.log import configure_logging
+from megamesh.parallel.agree import rank_zero_first
+from tests.distributed import run
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "head", "MASTER_PORT": "1234"}
-SRUN = {"SLURM_PROCID": "3", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_NNODES": "2"}
+SRUN = {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1", "SLURM_NNODES": "2"}
 MPIRUN = {"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
 
 
-@pytest.mark.parametrize("environment", [TORCHRUN, SRUN, MPIRUN, TORCHRUN | {"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}])
+@pytest.mark.parametrize(
+    "environment", [TORCHRUN, SRUN, MPIRUN, TORCHRUN | {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}]
+)
 def test_every_launcher_is_understood(environment):
     assert read_launch(environment) == Launch(rank=3, world_size=8, local_rank=1)
 
 
 def test_no_launcher_is_one_process():
-    assert read_launch({"SLURM_PROCID": "0"}) == Launch(rank=0, world_size=1, local_rank=0)
+    batch_script = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "8"}  # plain python in it, without srun
+    assert read_launch(batch_script) == Launch(rank=0, world_size=1, local_rank=0)
 
 
 def test_address_and_port_are_kept_or_local():
@@ -36,3 +47,51 @@ def test_several_nodes_need_an_address():
     environment["MASTER_ADDR"] = "node7"
     publish_launch(read_launch(environment), environment)
     assert environment["MASTER_ADDR"] == "node7"
+
+
+def all_reduce_beside_a_rank_that_left() -> str:
+    group = dist.new_group()
+    if dist.get_rank() == 1:
+        dist.destroy_process_group(group)
+        return "left"
+    try:
+        with lost_peers_named():
+            dist.all_reduce(torch.zeros(1), group=group)
+    except TrainingError as error:
+        return str(error)
+    return "no error"
+
+
+def test_a_lost_peer_is_one_error_without_the_text_of_a_socket():
+    told, _ = run(2, all_reduce_beside_a_rank_that_left)
+    assert told == "another process of this run ended early; its own message, or the launcher's, says why"
+
+
+def test_other_errors_are_left_alone():
+    with pytest.raises(RuntimeError, match=r"^shapes$"), lost_peers_named():
+        raise RuntimeError("shapes")
+
+
+def fail_on_rank_zero() -> int:
+    try:
+        rank_zero_first(lambda: 1 // dist.get_rank())
+    except ZeroDivisionError:
+        return -1
+    except SystemExit as left:
+        return int(str(left.code))
+    return 0
+
+
+def test_a_failure_on_rank_zero_sends_the_others_home_silently():
+    assert run(2, fail_on_rank_zero) == [-1, 1]
+
+
+def test_only_the_first_process_of_any_launcher_informs(monkeypatch, capfd):
+    root = logging.getLogger("megamesh")
+    monkeypatch.setattr(root, "handlers", [])
+    for rank in ("0", "1"):
+        for name, value in (SRUN | {"SLURM_PROCID": rank}).items():
+            monkeypatch.setenv(name, value)
+        configure_logging()
+        root.info("told by rank %s", rank)
+    assert "told by rank 0" in (err := capfd.readouterr().err) and "told by rank 1" not in err

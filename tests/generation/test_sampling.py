@@ -52,6 +52,13 @@ def test_temperature_zero_takes_the_most_probable() -> None:
     assert Sampler(Sampling(temperature=0), [0])(LOGITS).tolist() == [1]
 
 
+@pytest.mark.parametrize("temperature", [1e-6, 1e-40, 1e-300])
+def test_a_tiny_temperature_is_nearly_greedy_and_never_overflows(temperature: float) -> None:
+    logits = LOGITS * 1e4
+    assert distribution(temperature=temperature).tolist() == [0, 1, 0, 0, 0]
+    assert Sampler(Sampling(temperature=temperature), [0])(logits).tolist() == [1]
+
+
 def test_all_problems_are_reported_together() -> None:
     with pytest.raises(ConfigError) as caught:
         Sampling(temperature=-1, top_k=0, top_p=0, seed=-1)

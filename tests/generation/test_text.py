@@ -1,5 +1,8 @@
 """Prompts and streams of text."""
 
+import pytest
+
+from megamesh.errors import DataError
 from megamesh.generation.text import decode_continuation, decode_stream, encode_prompt
 
 
@@ -18,6 +21,11 @@ class Bytes:
 def test_an_empty_prompt_starts_a_document() -> None:
     assert encode_prompt(Bytes(), "") == [0]
     assert encode_prompt(Bytes(), "ab") == [97, 98]
+
+
+def test_bytes_that_are_no_text_are_refused() -> None:
+    with pytest.raises(DataError, match="not UTF-8"):
+        encode_prompt(Bytes(), b"a\xff".decode(errors="surrogateescape"))
 
 
 def test_the_first_space_of_a_continuation_is_kept() -> None:

@@ -32,6 +32,9 @@ from tests.hf.small_models import MESH, PLAIN, llama_config, model_config
         (llama_config(activation="geglu", use_bias_in_attn_linear=True, use_bias_in_mlp=True), "llama"),
         (llama_config(no_weight_tying=False), "llama"),
         (llama_config(rotary_pct=0.5), "megamesh"),
+        (llama_config(attention_dropout=0.1), "llama"),
+        (llama_config(hidden_dropout=0.1), "megamesh"),  # transformers' Llama drops nothing of a state
+        (model_config(hidden_dropout=0.1, attention_dropout=0.1), "gpt_neox"),
         (llama_config(gpt_j_residual=True), "megamesh"),
         (llama_config(activation="silu"), "megamesh"),
         (llama_config(norm="layernorm"), "megamesh"),

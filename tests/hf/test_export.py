@@ -50,6 +50,7 @@ def test_all_that_a_user_needs_is_there(tmp_path) -> None:
     assert generation["eos_token_id"] == 0 and generation["suppress_tokens"] == list(range(57, ROWS))
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     assert settings["padding_side"] == "left" and settings["model_max_length"] == 64 and settings["pad_token"]
+    assert settings["model_input_names"] == ["input_ids", "attention_mask"]
 
 
 @pytest.mark.parametrize(

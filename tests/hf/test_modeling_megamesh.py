@@ -138,6 +138,21 @@ def test_loss_and_gradients_are_ours(block: str, checkpointing: bool, tmp_path) 
         torch.testing.assert_close(gradients[same].grad, dict(ours.named_parameters())[name].grad, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("block", ["parallel", "sequential-tied-head", "tied-norm"])
+def test_dropout_falls_where_ours_does(block: str, tmp_path) -> None:
+    ours = build(BLOCKS[block].model_copy(update={"hidden_dropout": 0.3, "attention_dropout": 0.2}))
+    theirs, logits = load(export(ours, tmp_path)), []
+    for forward in (ours.train().logits, lambda ids: theirs.train()(ids).logits):
+        torch.manual_seed(1)
+        with torch.no_grad():
+            logits.append(forward(tokens()))
+    torch.testing.assert_close(*logits, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        whole = ours.eval().logits(tokens())
+        torch.testing.assert_close(whole, theirs.eval()(tokens()).logits, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(logits[0], whole, rtol=0.1)
+
+
 def test_bfloat16_routes_in_fp32_like_ours(tmp_path) -> None:
     ours = build(model_config()).to(torch.bfloat16)
     theirs = load(export(build(model_config()), tmp_path, dtype="bfloat16"), dtype=torch.bfloat16)
@@ -210,7 +225,7 @@ model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dty
 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 with torch.no_grad():
     torch.testing.assert_close(model(expected["tokens"]).logits, expected["logits"], rtol=1e-5, atol=1e-5)
-inputs = tokenizer(["The end", "a"], return_tensors="pt", padding=True, return_token_type_ids=False)
+inputs = tokenizer(["The end", "a"], return_tensors="pt", padding=True)
 made = model.generate(**inputs, max_new_tokens=5, do_sample=False)
 assert made.shape == (2, 12) and (made < tokenizer.vocab_size).all(), made
 print("same logits")

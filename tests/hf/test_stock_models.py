@@ -70,6 +70,22 @@ def test_stock_models_give_the_same_logits_in_ours_and_return_unchanged(name: st
     assert all(torch.equal(returned[key], value) for key, value in weights.items())
 
 
+@pytest.mark.parametrize("parallel", [True, False])
+def test_dropout_falls_where_gpt_neox_drops(parallel: bool, tmp_path) -> None:
+    ours = build(model_config(gpt_j_residual=parallel, hidden_dropout=0.3, attention_dropout=0.2), PLAIN)
+    theirs = load(export(ours, tmp_path, PLAIN))
+    logits = []
+    for forward in (ours.train().logits, lambda ids: theirs.train()(ids).logits):
+        torch.manual_seed(1)
+        with torch.no_grad():
+            logits.append(forward(tokens()))
+    torch.testing.assert_close(*logits, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        whole = ours.eval().logits(tokens())
+        torch.testing.assert_close(whole, theirs.eval()(tokens()).logits, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(logits[0], whole, rtol=0.1)
+
+
 def test_the_untied_head_of_gpt_neox_is_called_embed_out_on_disk(tmp_path) -> None:
     export(build(model_config(), PLAIN), tmp_path, PLAIN)
     with PretrainedWeights(tmp_path / "export") as weights:

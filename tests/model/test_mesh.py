@@ -59,6 +59,19 @@ def test_router_weights_are_fp32_in_a_bf16_model() -> None:
     torch.testing.assert_close(write.double(), exact, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("scheme", ["static", "dynamic"])
+def test_mixing_scalars_are_fp32_in_a_bf16_model(scheme: str) -> None:
+    recursion = RecursionConfig(recursion="1+1R2+1", recursion_scheme=scheme)
+    assert recursion.layout is not None
+    mixer = build_routers(recursion, recursion.layout, 64).bfloat16()[0]
+    nn.init.normal_(mixer.weight)
+    h = torch.randn(2, 4, 64, dtype=torch.bfloat16)
+    exact = mixer.weight if scheme == "static" else h.double() @ mixer.weight.double().T + mixer.bias.double()
+    found = mixer(h)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), exact.double(), rtol=1e-5, atol=1e-5)
+
+
 def test_slot_init_approaches_plain_recursion() -> None:
     """As β grows, every state has a slot of its own and is the one that is read next: h(0) = h_pre, h(t+1) = h_m."""
     loops, beta = 3, 60.0

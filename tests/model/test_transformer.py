@@ -8,6 +8,7 @@ from megamesh.model.attention import attention_inputs
 from megamesh.model.build import build_model
 from megamesh.model.init import initial_value
 from megamesh.model.transformer import Transformer
+from tests.model.slot_oracle import run_mesh
 
 VOCAB = 64
 
@@ -63,6 +64,25 @@ def test_schemes_follow_their_formula(scheme: str) -> None:
     torch.testing.assert_close(model.logits(tokens), expected, rtol=1e-12, atol=1e-12)
 
 
+def test_mesh_in_the_transformer_equals_the_slot_form() -> None:
+    model, ids = build("mesh", scale_embeddings=True), batch()[0]
+    inputs = attention_inputs(model.config, torch.arange(ids.shape[1]))
+    h_emb = model.embedding(ids)
+    states = run_mesh(
+        h_emb, model.prelude[0](h_emb, inputs, 0), lambda h: model.core[0](h, inputs, 0), model.routers, 5, "h_emb"
+    )
+    expected = model.head.logits(model.final_norm(model.coda[0](states[-1], inputs, 0)))
+    logits = model.logits(ids)
+    torch.testing.assert_close(logits, expected, rtol=1e-12, atol=1e-12)
+    cotangent, parameters = torch.randn_like(expected), list(model.parameters())
+    for mine, oracle in zip(
+        torch.autograd.grad(logits, parameters, cotangent),
+        torch.autograd.grad(expected, parameters, cotangent),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, oracle, rtol=1e-11, atol=1e-11)
+
+
 def test_loss_is_the_cross_entropy_of_the_logits() -> None:
     model = build()
     tokens, labels, mask = batch()
@@ -101,15 +121,14 @@ def test_recomputation_changes_no_bit_of_the_gradients(keys, scheme: str) -> Non
 
 
 def test_recomputation_keeps_less() -> None:
-    sizes = [
-        saved_bytes(build("mesh", training=t))
-        for t in (
-            TrainingConfig(),
-            TrainingConfig(checkpoint_activations=True),
-            TrainingConfig(checkpoint_activations=True, checkpoint_activations_per="loop"),
-        )
-    ]
-    assert sizes[1] < 0.6 * sizes[0] and sizes[2] <= sizes[1]
+    def kept(**keys) -> int:
+        training = TrainingConfig(checkpoint_activations=bool(keys), **keys)
+        model = build_model(small_model(num_layers=8), RecursionConfig(recursion="1+3R2+1"), training, VOCAB)
+        return saved_bytes(model)
+
+    everything, per_block, per_loop = kept(), kept(checkpoint_num_layers=1), kept(checkpoint_activations_per="loop")
+    assert per_loop < kept(checkpoint_num_layers=2) < per_block < 0.6 * everything
+    assert kept(checkpoint_num_layers=3) == per_loop
 
 
 def test_names_do_not_depend_on_anything_but_the_architecture() -> None:
@@ -140,15 +159,40 @@ def test_an_unshared_core_has_blocks_of_its_own_per_loop() -> None:
     torch.testing.assert_close(model.logits(tokens), shared.logits(tokens), rtol=1e-13, atol=1e-13)
 
 
-def test_initial_weights_follow_the_recipe() -> None:
-    model = small_model(hidden_size=256, num_layers=24, init_method_std=0.02)
-    mesh = RecursionConfig(recursion="4+8R2+4", mesh_router_init="slot", mesh_num_slots=5, mesh_router_slot_bias=3.0)
-    value = initial_value("core.0.mlp.down.weight", (256, 1024), model, mesh, seed=1)
-    assert abs(value.std().item() / (0.02 / 48**0.5) - 1) < 0.01
-    assert abs(initial_value("core.0.mlp.up.weight", (1024, 256), model, mesh, 1).std().item() / 0.02 - 1) < 0.01
-    assert initial_value("routers.1.read.bias", (5,), model, mesh, 1).tolist() == [0, 0, 3, 0, 0]
-    assert not torch.equal(value, initial_value("core.0.mlp.down.weight", (256, 1024), model, mesh, seed=2))
-    assert torch.equal(value, initial_value("core.0.mlp.down.weight", (256, 1024), model, mesh, seed=1))
+RECIPE = ModelConfig(num_layers=24, hidden_size=256, num_attention_heads=4, max_position_embeddings=16)
+SLOT = RecursionConfig(recursion="4+8R2+4", mesh_router_init="slot", mesh_num_slots=5, mesh_router_slot_bias=3.0)
+READS, WRITES = "core.0.mlp.up.weight", "core.0.mlp.down.weight"
+
+
+@pytest.mark.parametrize(
+    ("name", "std", "methods"),
+    [
+        *((name, 0.02, {}) for name in (READS, "prelude.0.attention.qkv.weight", "embedding.weight", "head.weight")),
+        *(
+            (name, 0.02 / 48**0.5, {}) for name in (WRITES, "coda.3.attention.out.weight")
+        ),  # depth 24: 16 layers of weights
+        (READS, (2 / 5 / 256) ** 0.5, {"init_method": "small_init"}),
+        (WRITES, 2 / 24 / 256**0.5, {"output_layer_init_method": "wang_init"}),
+    ],
+)
+def test_weights_are_drawn_with_the_std_of_their_method(name: str, std: float, methods: dict[str, str]) -> None:
+    value = initial_value(name, (256, 1024), RECIPE.model_copy(update=methods), SLOT, seed=1)
+    assert abs(value.std().item() / std - 1) < 0.01 and abs(value.mean().item()) < 0.01 * std
+    assert torch.equal(value, initial_value(name, (256, 1024), RECIPE.model_copy(update=methods), SLOT, seed=1))
+    assert not torch.equal(value, initial_value(name, (256, 1024), RECIPE, SLOT, seed=2))
+
+
+def test_norms_biases_and_routers_start_as_documented() -> None:
+    for name, start in {"core.0.mlp_norm.weight": 1.0, "core.0.mlp_norm.bias": 0.0, "core.0.mlp.up.bias": 0.0}.items():
+        assert initial_value(name, (8,), RECIPE, SLOT, 1).tolist() == [start] * 8
+    assert initial_value("routers.1.read.bias", (5,), RECIPE, SLOT, 1).tolist() == [0, 0, 3, 0, 0]
+    assert not initial_value("routers.1.read.weight", (5, 256), RECIPE, SLOT, 1).any()
+    normal = SLOT.model_copy(update={"mesh_router_init": "normal"})
+    assert abs(initial_value("routers.1.read.weight", (64, 256), RECIPE, normal, 1).std().item() / 0.02 - 1) < 0.02
+    assert not initial_value("routers.1.read.bias", (5,), RECIPE, normal, 1).any()
+    for scheme, name in (("static", "routers.1.weight"), ("dynamic", "routers.1.bias")):
+        mixed = RecursionConfig(recursion="4+8R2+4", recursion_scheme=scheme)
+        assert initial_value(name, (3,), RECIPE, mixed, 1).tolist() == [1, 0, 0]
 
 
 def test_embeddings_are_scaled_by_the_root_of_the_width() -> None:

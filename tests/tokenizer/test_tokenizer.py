@@ -4,6 +4,7 @@ import json
 import pickle
 import sysconfig
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -274,3 +275,17 @@ def test_damaged_sentencepiece_model_is_named(trained: dict[str, Tokenizer], tmp
     (tmp_path / "cut.model").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match=r"cut\.model: not a sentencepiece model"):
         build_tokenizer(config("SPMTokenizer", tmp_path / "cut.model"))
+
+
+def test_thinning_keeps_an_even_share_of_the_text() -> None:
+    texts = [str(number) for number in range(1000)]
+    kept = [int(text) for text in train.thinned(texts, total_bytes=4000, max_bytes=1000)]
+    assert {later - earlier for earlier, later in pairwise(kept)} == {4} and len(kept) == 250
+    assert list(train.thinned(texts, total_bytes=4000, max_bytes=4000)) == texts
+
+
+def test_lines_are_cut_rather_than_dropped() -> None:
+    long = "é" * (train.LONGEST_LINE_BYTES + 1)
+    lines = list(train.lines_of([f"a\n\n{long}\n", "b"]))
+    assert "".join(lines) == f"a{long}b" and lines[0] == "a" and lines[-1] == "b"
+    assert max(len(line.encode()) for line in lines) <= train.LONGEST_LINE_BYTES

@@ -8,7 +8,7 @@ import pytest
 
 from tests.generation.checkpoints import write_checkpoint
 from tests.hf.small_models import CHARACTERS, MESH, build, greedy_oracle, model_config, tokenizer, tokenizer_file
-from tools.generate import main
+from tools.generate import main, read_prompts
 
 
 @pytest.fixture
@@ -56,6 +56,27 @@ def test_a_session_in_the_terminal_shows_each_continuation(ours, tmp_path, capsy
     assert all(greedy_text(ours, tmp_path, prompt) in said for prompt in ("The end", "a"))
 
 
+def test_a_session_survives_what_is_no_prompt_and_ends_with_an_interrupt(ours, tmp_path, capsys, monkeypatch) -> None:
+    typed = iter([b"\xff".decode(errors="surrogateescape"), "a", KeyboardInterrupt()])
+
+    def read(_prompt: str) -> str:
+        text = next(typed)
+        if isinstance(text, KeyboardInterrupt):
+            raise text
+        return text
+
+    monkeypatch.setattr("builtins.input", read)
+    assert run(tmp_path, "--interactive", "--temperature", "0") == 0
+    said = capsys.readouterr()
+    assert "not UTF-8" in said.err and greedy_text(ours, tmp_path, "a") in said.out
+
+
+def test_a_record_may_hold_any_character(tmp_path) -> None:
+    source = tmp_path / "prompts.jsonl"
+    source.write_text(json.dumps({"text": "a\u2028b\x0cc"}, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert read_prompts(source) == ["a\u2028b\x0cc"]
+
+
 def test_a_seed_gives_the_same_text_again(ours, tmp_path, capsys) -> None:
     texts = []
     for seed in ("1", "1", "2"):
@@ -72,6 +93,8 @@ def test_a_seed_gives_the_same_text_again(ours, tmp_path, capsys) -> None:
         (("--prompt", "a", "--batch-size", "0"), "--batch-size=0"),
         (("--prompt", "a", "--device", "nonsense"), "--device=nonsense"),
         (("--input-file", "missing.txt"), "missing.txt"),
+        (("--input-file", "/dev/null"), "is empty"),
+        (("--prompt", "a", "--output", "missing/texts.jsonl"), "the folder missing does not exist"),
     ],
 )
 def test_bad_input_is_one_error(ours, options, text, tmp_path, capsys) -> None:

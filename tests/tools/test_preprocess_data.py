@@ -1,7 +1,11 @@
 """tools/preprocess_data.py end to end: ids equal the tokenizer's, output equal at any number of workers, bad input named."""
 
 import json
+import os
 import random
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -134,6 +138,51 @@ def test_bad_text_file_is_named(
     assert "b.txt:2: not UTF-8" in capsys.readouterr().err
 
 
+class StuckEncoder:
+    """Names its process and never returns."""
+
+    vocab_size, eod_id = 300, 0
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        (self.folder / "worker").write_text(str(os.getpid()))
+        time.sleep(600)
+        return []
+
+
+KILLED = """
+import sys
+from functools import partial
+from pathlib import Path
+from megamesh.data.preprocess import Settings, preprocess
+from tests.tools.test_preprocess_data import StuckEncoder
+folder = Path(sys.argv[1])
+preprocess([folder / "a.jsonl"], folder / "out", partial(StuckEncoder, folder), Settings())
+"""
+
+
+def test_a_killed_run_leaves_no_process_and_its_files_are_named_by_the_next(
+    corpus: Path, vocabulary: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = subprocess.Popen([sys.executable, "-c", KILLED, str(corpus.parent)], cwd=Path(__file__).parents[2])
+    named, deadline = corpus.parent / "worker", time.monotonic() + 60
+    while not (named.exists() and named.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    run.kill()
+    run.wait()
+    worker = Path(f"/proc/{named.read_text()}/stat")
+    while worker.exists() and " Z " not in worker.read_text() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert time.monotonic() < deadline, "the worker lives on"
+    assert main(arguments(corpus, vocabulary, "out")) == 0
+    assert len(IndexedDataset(corpus.parent / "out_text_document")) > 0
+    left = [path for path in corpus.parent.iterdir() if "shards-" in path.name or ".tmp-" in path.name]
+    said = capsys.readouterr().err
+    assert len(left) == 2 and all(f"{path}: left by a run that was killed" in said for path in left)
+
+
 def test_existing_output_is_kept_without_overwrite(
     corpus: Path, vocabulary: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -167,6 +216,19 @@ def test_bad_arguments_are_named(
     monkeypatch.chdir(corpus.parent)
     assert main([*arguments(corpus, vocabulary, "out"), *change]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_error_and_leaves_nothing(
+    corpus: Path, vocabulary: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("megamesh.data.writer.IndexedWriter.append_file", full)
+    before = sorted(corpus.parent.iterdir())
+    assert main(arguments(corpus, vocabulary, "out")) == 1
+    assert f"{corpus.parent}: No space left on device; nothing was written" in capsys.readouterr().err
+    assert sorted(corpus.parent.iterdir()) == before
 
 
 def test_ftfy_is_refused_where_it_is_missing(

@@ -75,9 +75,16 @@ def test_a_split_without_documents(folder: Path) -> None:
 def test_a_tokenizer_larger_than_the_model(folder: Path) -> None:
     (folder / "characters.json").write_text("{}")
     message = failure(
-        write_config(folder, tokenizer_type="CharLevelTokenizer", vocab_file=str(folder / "characters.json"))
+        write_config(folder, tokenizer_type="CharLevelTokenizer", vocab_file=str(folder / "characters.json")),
+        processes=2,
     )
     assert "characters.json" in message
+
+
+@pytest.mark.parametrize("key", ["save", "tensorboard_dir"])
+def test_a_folder_that_cannot_be_made(folder: Path, key: str) -> None:
+    message = failure(write_config(folder, **{key: str(folder / "corpus.idx/x")}), processes=2)
+    assert f"{key}={folder / 'corpus.idx/x'} cannot be made: Not a directory" in message
 
 
 def test_a_load_folder_without_checkpoint(folder: Path) -> None:

@@ -58,7 +58,7 @@ def test_most_frequent_characters_are_kept(corpus: Path, tmp_path: Path) -> None
     assert json.loads((tmp_path / "v").read_text())["characters"] == ["a", "b"]
 
 
-def test_thinning_keeps_an_even_share(corpus: Path, tmp_path: Path) -> None:
+def test_only_the_keys_that_are_asked_for_are_read(corpus: Path, tmp_path: Path) -> None:
     arguments = [
         "--type",
         "characters",
@@ -80,16 +80,24 @@ def test_thinning_keeps_an_even_share(corpus: Path, tmp_path: Path) -> None:
         (["--vocab-size", "100000"], "--vocab-size=100000 with --type sentencepiece"),
         (["--input", "absent.jsonl"], "absent.jsonl: does not exist"),
         (["--input", "EMPTY"], "no text to learn a vocabulary from"),
+        (["--max-bytes", "0"], "--max-bytes=0 leaves no text"),
+        (["--output", "FOLDER"], "is a folder; name a file"),
+        (["--output", "old/new"], "old/new: cannot be written ("),
         (["--jsonl-keys", "nothing"], "corpus.jsonl:1: no key 'nothing'"),
     ],
 )
 def test_bad_input_is_one_error_and_status_1(
-    corpus: Path, capsys: pytest.CaptureFixture[str], change: list[str], message: str
+    corpus: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    change: list[str],
+    message: str,
 ) -> None:
     folder = corpus.parent
     (folder / "old").write_text("old")
     (folder / "empty.txt").write_text("")
-    places = {"OLD": str(folder / "old"), "EMPTY": str(folder / "empty.txt")}
+    places = {"OLD": str(folder / "old"), "EMPTY": str(folder / "empty.txt"), "FOLDER": str(folder)}
+    monkeypatch.chdir(folder)
     base = {"--type": "sentencepiece", "--vocab-size": "294", "--input": str(corpus), "--output": str(folder / "new")}
     base[change[0]] = places.get(change[1], change[1])
     assert main([word for pair in base.items() for word in pair]) == 1

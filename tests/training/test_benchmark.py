@@ -1,15 +1,22 @@
 """The benchmark's arithmetic, and one real measurement of three models in turn."""
 
+import multiprocessing
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from megamesh.config.load import load_config
 from megamesh.errors import TrainingError
-from megamesh.training.benchmark import Measurement, make_candidate
+from megamesh.training import benchmark as module
+from megamesh.training.benchmark import Measurement, benchmark, make_candidate
+from megamesh.training.benchmark import _serve as serve
 from tests.training.tiny import ROOT, write_config
+from tools.benchmark import main
 
 
 def measurement(config: Path, seconds: list[float]) -> Measurement:
@@ -31,6 +38,37 @@ def test_a_plain_stack_cannot_be_compared_with_its_recursion(tmp_path: Path) -> 
     config = load_config([write_config(tmp_path, recursion=None, recursion_scheme=None)]).run
     with pytest.raises(TrainingError, match="no recursion"):
         make_candidate("base", config, 64)
+
+
+def die(self: object, count: int) -> float:
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+    return 0.0
+
+
+def test_a_process_that_dies_ends_the_benchmark_and_all_its_processes(tmp_path: Path, monkeypatch) -> None:
+    """The other one, which waits for it, is not waited for."""
+    candidate = make_candidate("config", load_config([write_config(tmp_path)]).run, 64)
+    before = set(multiprocessing.active_children())
+    monkeypatch.setattr(module, "_serve", serve_and_die)
+    started = time.monotonic()
+    with pytest.raises(TrainingError, match=r"1\+1R2\+1 mesh: a process died"):
+        benchmark([candidate], num_processes=2, num_rounds=1, steps_per_round=1, num_warmup_steps=1)
+    assert time.monotonic() - started < 50
+    assert set(multiprocessing.active_children()) == before
+
+
+def serve_and_die(*arguments) -> None:
+    module._TimedEngine.steps = die
+    serve(*arguments)
+
+
+@pytest.mark.parametrize("arguments", [["--rounds", "0"], ["--set", "seed"], ["--against", "gpt"]])
+def test_a_wrong_command_line_is_a_usage_error(arguments, capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "a.yml", *arguments])
+    assert "usage:" in capsys.readouterr().err
 
 
 def test_the_table_has_a_row_per_model(tmp_path: Path) -> None:

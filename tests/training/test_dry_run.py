@@ -1,6 +1,7 @@
 """The dry run: what it says, and what it does not touch."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -138,12 +139,20 @@ def test_the_vocabulary_is_asked_of_the_tokenizer(tmp_path: Path) -> None:
     )
     said = report(tmp_path, vocab_size=None, tokenizer_type="HFTokenizer", vocab_file=str(tmp_path / "tokenizer.json"))
     assert (said["resolved"]["vocab_size"], said["resolved"]["padded_vocab_size"]) == (3, 128)
+    with pytest.raises(ConfigError, match=r"vocab_size=2 is smaller than the 3 ids"):
+        report(tmp_path, vocab_size=2, tokenizer_type="HFTokenizer", vocab_file=str(tmp_path / "tokenizer.json"))
+
+
+def test_a_tokenizer_that_is_not_there_yet_is_not_needed_beside_vocab_size(tmp_path: Path) -> None:
+    said = report(tmp_path, tokenizer_type="HFTokenizer", vocab_file=str(tmp_path / "later.json"))
+    assert said["resolved"]["vocab_size"] == 50277
 
 
 def test_the_text_holds_what_the_json_holds(tmp_path: Path) -> None:
     said = report(tmp_path, world_size=2, hostfile="hosts")
     text = describe(said)
     assert f"{said['parameters']['total']:,}" in text and f"{said['flops_per_token']['training']:,}" in text
+    assert re.search(r"recursion +4\+8R2\+4\n", text) and "betas: [0.9, 0.95]" in text
     assert "hostfile" in text and "no data is given" in text and f"{said['batch']['tokens_total']:,}" in text
 
 

@@ -1,6 +1,7 @@
 """Hooks one by one, on a trainer that only counts."""
 
 import json
+import logging
 import os
 import signal
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from megamesh.training.hooks.metrics_file import MetricsFileHook, read_metrics
 from megamesh.training.hooks.nonfinite import NonFiniteHook
 from megamesh.training.hooks.progress import ProgressHook
 from megamesh.training.hooks.signals import SignalHook
-from megamesh.training.throughput import Throughput
+from megamesh.training.throughput import Throughput, known_peak_tflops
 from megamesh.training.trainer import Metrics
 from tests.distributed import run
 
@@ -60,16 +61,38 @@ def test_progress_averages_since_the_last_line_and_leaves_skipped_steps_out() ->
 
 def test_metrics_file_drops_what_a_resumed_run_writes_again(tmp_path) -> None:
     hook = MetricsFileHook(tmp_path)
-    hook.on_start(SimpleNamespace(state=state(0)))
+    hook.on_start(SimpleNamespace(state=state(0), train_iters=9))
     for step in (1, 2, 3):
         hook.on_metrics(Metrics("train", step, {"loss": float(step)}))
     with hook.path.open("a") as file:
         file.write('{"kind": "train", "st')  # killed while writing
     assert [row["step"] for row in read_metrics(hook.path)] == [1, 2, 3]
     resumed = MetricsFileHook(tmp_path)
-    resumed.on_start(SimpleNamespace(state=state(2)))
+    resumed.on_start(SimpleNamespace(state=state(2), train_iters=9))
     resumed.on_metrics(Metrics("train", 3, {"loss": 30.0}))
     assert [json.loads(line)["loss"] for line in hook.path.read_text().splitlines()] == [1.0, 2.0, 30.0]
+
+
+def test_metrics_that_cannot_be_written_are_a_warning(tmp_path, caplog, monkeypatch) -> None:
+    monkeypatch.setattr(logging.getLogger("megamesh"), "propagate", True)
+    MetricsFileHook(tmp_path / "gone").on_metrics(Metrics("train", 3, {"loss": 1.0}))
+    assert "the train metrics of step 3 are lost: No such file or directory" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H200", 989.0),
+        ("NVIDIA H100 80GB HBM3", 989.0),
+        ("NVIDIA A100-SXM4-80GB", 312.0),
+        ("NVIDIA A100 80GB PCIe", 312.0),
+        ("NVIDIA L4", 121.0),
+        ("NVIDIA L40", None),
+        ("NVIDIA H200 MIG 1g.18gb", None),
+    ],
+)
+def test_peaks_belong_to_whole_names(name, peak) -> None:
+    assert known_peak_tflops(name) == peak
 
 
 def test_too_many_skipped_steps_in_a_row_stop_the_run() -> None:

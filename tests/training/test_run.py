@@ -1,7 +1,9 @@
 """Whole runs on a tiny corpus: interrupted ones equal straight ones bit for bit, and every ZeRO stage equals one process."""
 
 import json
+import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import torch
 
 from megamesh.checkpoint.reader import read_meta, read_weights
 from megamesh.config.load import load_config
+from megamesh.training.hooks.metrics_file import read_metrics
 from megamesh.training.hooks.signals import SignalHook
 from megamesh.training.run import train
 from tests.distributed import run
@@ -50,7 +53,12 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_a_killed_run_continues_bit_for_bit(folder: Path, stage: int) -> None:
-    changes = dict(zero_optimization={"stage": stage}, precision="bfloat16" if stage == 2 else "fp32")
+    changes = dict(
+        zero_optimization={"stage": stage},
+        precision="bfloat16" if stage == 2 else "fp32",
+        num_workers=1 if stage == 1 else 0,
+        checkpoint_activations=stage == 3,
+    )
     straight, killed = write_config(folder, "straight", **changes), write_config(folder, "killed", **changes)
     assert run(2, train_here, straight) == [20, 20]
     died = launch("step:13", killed, num_processes=2, script="tests/training/killed_run.py", check=False)
@@ -76,11 +84,11 @@ def test_a_run_killed_inside_a_save_continues_bit_for_bit(folder: Path, moment: 
 
 
 def test_a_checkpoint_continues_on_another_number_of_processes_and_zero_stage(folder: Path) -> None:
-    keys = dict(hidden_dropout=0.0)
-    run(2, train_here, write_config(folder, "straight", **keys))
-    run(2, train_here, write_config(folder, "first", train_iters=10, lr_decay_iters=20, **keys))
+    """Dropout too: its streams belong to the samples of a micro-batch, whichever process reads it."""
+    run(2, train_here, write_config(folder, "straight"))
+    run(2, train_here, write_config(folder, "first", train_iters=10, lr_decay_iters=20))
     for name, stage, processes in (("alone", 0, 1), ("zero3", 3, 2)):
-        changes = keys | dict(load=str(folder / "first"), zero_optimization={"stage": stage}, lr_decay_iters=20)
+        changes = dict(load=str(folder / "first"), zero_optimization={"stage": stage}, lr_decay_iters=20)
         run(processes, train_here, write_config(folder, name, **changes))
         straight, found = losses(folder / "straight"), losses(folder / name)
         assert set(found) == set(range(11, 21))
@@ -114,12 +122,72 @@ def test_the_checkpoint_tells_where_it_came_from(folder: Path) -> None:
     assert (folder / "run/global_step3/configs/run.yml").read_text() == config.read_text()
 
 
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_a_checkpoint_of_step_0_changes_nothing_and_can_be_continued(folder: Path, stage: int) -> None:
+    keys = dict(train_iters=4, lr_decay_iters=4, zero_optimization={"stage": stage})
+    run(1, train_here, write_config(folder, "plain", **keys))
+    run(1, train_here, write_config(folder, "saved", extra_save_iters=[0], **keys))
+    assert_same_run(folder / "plain", folder / "saved")
+    assert sorted(path.name for path in (folder / "saved").glob("global_step*")) == ["global_step0", "global_step4"]
+    (folder / "saved/latest").write_text("global_step0\n")
+    run(1, train_here, folder / "saved.yml")
+    assert_same_run(folder / "plain", folder / "saved")
+
+
+def test_train_epochs_of_less_than_a_batch_is_an_error(folder: Path) -> None:
+    config = write_config(
+        folder, train_iters=None, train_epochs=1, train_batch_size=1000, train_micro_batch_size_per_gpu=None
+    )
+    with pytest.raises(Exception, match=r"train_epochs=1 gives 211 samples of 16 tokens, less than one batch of 1000"):
+        run(1, train_here, config)
+
+
 def test_a_finished_run_does_nothing_more(folder: Path) -> None:
     config = write_config(folder, train_iters=3)
     assert run(1, train_here, config) == [3]
     before = (folder / "run/global_step3/meta.json").stat().st_mtime_ns
+    metrics = [(row["kind"], row["step"]) for row in read_metrics(folder / "run/metrics.jsonl")]
     assert run(1, train_here, config) == [3]
     assert (folder / "run/global_step3/meta.json").stat().st_mtime_ns == before
+    assert [(row["kind"], row["step"]) for row in read_metrics(folder / "run/metrics.jsonl")] == metrics
+    assert run(1, train_here, write_config(folder, train_iters=2, lr_decay_iters=3)) == [3]
+
+
+def train_with_warnings(config: Path) -> tuple[int, list[str]]:
+    """The last step of a run in a worker, and what it warned of."""
+    said: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("megamesh").addHandler(handler)
+    try:
+        return train_here(config), said
+    finally:
+        logging.getLogger("megamesh").removeHandler(handler)
+
+
+def test_a_run_whose_batch_follows_the_number_of_processes_continues_on_fewer_and_is_warned(folder: Path) -> None:
+    """Half the batch from step 4 on: the samples go on after those that were read, and there are enough of them."""
+    keys = dict(train_batch_size=None, train_micro_batch_size_per_gpu=2, lr_decay_iters=6)
+    run(2, train_here, write_config(folder, train_iters=3, **keys))
+    ((last_step, said),) = run(1, train_with_warnings, write_config(folder, train_iters=6, **keys))
+    assert last_step == 6
+    assert read_meta(folder / "run").state.consumed_samples == 3 * 4 + 3 * 2
+    assert any("train_batch_size was 4" in text and "is 2 now" in text for text in said)
+    assert any("train_iters was 3" in text and "is 6 now" in text for text in said)
+
+
+@pytest.mark.parametrize("how", ["finetune", "no_load_optim"])
+def test_a_run_from_another_runs_weights_continues_as_itself(folder: Path, how: str) -> None:
+    """Typed again after an interruption, the command goes on with the run's own moments, and does not begin again."""
+    run(1, train_here, write_config(folder, "other", train_iters=4, lr_decay_iters=12))
+    keys = {how: True, "load": str(folder / "other"), "train_iters": 12, "checkpoint_factor": 8, "eval_interval": 4}
+    run(1, train_here, write_config(folder, "straight", **keys))
+    run(1, train_here, write_config(folder, "stopped", **keys))
+    shutil.rmtree(folder / "stopped/global_step12")
+    (folder / "stopped/latest").write_text("global_step8\n")
+    run(1, train_here, folder / "stopped.yml")
+    assert_same_run(folder / "straight", folder / "stopped")
+    assert min(losses(folder / "straight")) == (1 if how == "finetune" else 5)
 
 
 def test_train_epochs_reads_every_token_once(folder: Path) -> None:

@@ -4,6 +4,7 @@ import logging
 import time
 from pathlib import Path
 
+from megamesh.checkpoint.folder import find_latest
 from megamesh.checkpoint.save import save_checkpoint
 from megamesh.config.sections import CheckpointConfig
 from megamesh.engine.engine import StepResult
@@ -23,6 +24,8 @@ class CheckpointHook(Hook):
 
     def on_start(self, trainer: Trainer) -> None:
         self._saved_step = trainer.state.step
+        if trainer.state.step == 0 and 0 in self.config.extra_save_iters and find_latest(self.folder) is None:
+            self._save(trainer)
 
     def after_step(self, trainer: Trainer, result: StepResult) -> None:
         if is_due(trainer.state.step, self.config):

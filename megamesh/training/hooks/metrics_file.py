@@ -4,33 +4,46 @@ A resumed run drops the lines beyond its checkpoint, so the file always tells on
 """
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
 from megamesh.training.trainer import Hook, Metrics, Trainer
 
+log = logging.getLogger(__name__)
 FILE_NAME = "metrics.jsonl"
 
 
 class MetricsFileHook(Hook):
-    """Appends every published Metrics to the file."""
+    """Appends every published Metrics to the file. A row that cannot be written (a full disk) is a warning, not the end of a run."""
 
     def __init__(self, save_folder: Path):
         self.path = save_folder / FILE_NAME
 
     def on_start(self, trainer: Trainer) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        kept = (
-            [row for row in read_metrics(self.path) if row["step"] <= trainer.state.step] if self.path.exists() else []
-        )
+        step, finished = (
+            trainer.state.step,
+            trainer.state.step >= trainer.train_iters,
+        )  # then evaluations come once more
+        rows = read_metrics(self.path) if self.path.exists() else []
+        kept = [
+            row
+            for row in rows
+            if row["step"] < step or (row["step"] == step and (row["kind"] == "train" or not finished))
+        ]
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
         os.replace(temporary, self.path)
 
     def on_metrics(self, metrics: Metrics) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps({"kind": metrics.kind, "step": metrics.step, **metrics.values}) + "\n")
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"kind": metrics.kind, "step": metrics.step, **metrics.values}) + "\n")
+        except OSError as error:
+            log.warning(
+                "%s: the %s metrics of step %d are lost: %s", self.path, metrics.kind, metrics.step, error.strerror
+            )
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -94,6 +94,11 @@ def make_candidate(kind: Kind, config: RunConfig, vocab_size: int) -> Candidate:
                 f"the configuration has no recursion to compare with {kind}; set recursion, or leave --against {kind} out"
             )
         recursion = recursion.model_copy(update={"recursion_scheme": kind})
+    elif kind == "transformers" and (config.model.norm != "layernorm" or config.model.gated):
+        raise TrainingError(
+            f"norm={config.model.norm}, activation={config.model.activation}: transformers' GPTNeoX has layernorm and a plain MLP; "
+            "leave --against transformers out"
+        )
     own = recursion.recursion and f"{recursion.recursion} {recursion.recursion_scheme}"
     name = "transformers GPTNeoX" if kind == "transformers" else own or "vanilla"
     return Candidate(name, kind, config.model_copy(update={"recursion": recursion}), vocab_size)
@@ -221,7 +226,7 @@ class _TimedEngine:
         module = _module(candidate, self.device)
         num_parameters = sum(parameter.numel() for parameter in module.parameters())
         tokens = self.batch.train_batch_size * config.model.sequence_length
-        peak = config.log.peak_tflops or device_peak_tflops(self.device)
+        peak = config.log.peak_tflops or device_peak_tflops(self.device, config.precision)
         self.facts = (num_parameters, tokens, peak)
         self.engine = TrainingEngine(
             module,

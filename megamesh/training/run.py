@@ -193,7 +193,7 @@ def _throughput(config: RunConfig, batch: ResolvedBatch, vocab_size: int, device
         samples_per_step=batch.train_batch_size,
         flops_per_token=flops_per_token(config.model, config.recursion, vocab_size).training,
         num_devices=dist.get_world_size(),
-        peak_tflops=config.log.peak_tflops or device_peak_tflops(device),
+        peak_tflops=config.log.peak_tflops or device_peak_tflops(device, config.precision),
     )
 
 

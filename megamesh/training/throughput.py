@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from megamesh.config.sections import PrecisionConfig
+
 # Dense bf16 tensor-core peaks in TFLOP/s, from the vendors' data sheets; the device's name must match as a whole.
 PEAK_TFLOPS = {
     r"NVIDIA B200": 2250.0,
@@ -24,9 +26,11 @@ PEAK_TFLOPS = {
 }
 
 
-def device_peak_tflops(device: torch.device) -> float | None:
-    """The known dense bf16 peak of a GPU, or None (CPUs, unknown devices)."""
-    return known_peak_tflops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+def device_peak_tflops(device: torch.device, precision: PrecisionConfig) -> float | None:
+    """The known dense peak of a GPU that trains in bfloat16; None for CPUs, unknown devices and fp32."""
+    if device.type != "cuda" or precision.precision != "bfloat16":
+        return None
+    return known_peak_tflops(torch.cuda.get_device_name(device))
 
 
 def known_peak_tflops(name: str) -> float | None:

@@ -71,6 +71,12 @@ def test_a_wrong_command_line_is_a_usage_error(arguments, capsys) -> None:
     assert "usage:" in capsys.readouterr().err
 
 
+def test_gpt_neox_is_not_compared_with_another_kind_of_block(tmp_path: Path) -> None:
+    config = load_config([write_config(tmp_path, norm="rmsnorm")]).run
+    with pytest.raises(TrainingError, match="norm=rmsnorm"):
+        make_candidate("transformers", config, 64)
+
+
 def test_the_table_has_a_row_per_model(tmp_path: Path) -> None:
     command = ["tools/benchmark.py", "train", write_config(tmp_path), "--rounds", "2", "--steps", "1", "--warmup", "1"]
     done = subprocess.run(

@@ -73,6 +73,14 @@ def test_metrics_file_drops_what_a_resumed_run_writes_again(tmp_path) -> None:
     assert [json.loads(line)["loss"] for line in hook.path.read_text().splitlines()] == [1.0, 2.0, 30.0]
 
 
+def test_numbers_that_are_not_finite_are_null(tmp_path) -> None:
+    hook = MetricsFileHook(tmp_path)
+    hook.on_start(SimpleNamespace(state=state(0), train_iters=9))
+    hook.on_metrics(Metrics("train", 1, {"loss": float("nan"), "grad_norm": float("inf"), "learning_rate": 0.5}))
+    (row,) = read_metrics(hook.path)
+    assert (row["loss"], row["grad_norm"], row["learning_rate"]) == (None, None, 0.5)
+
+
 def test_metrics_that_cannot_be_written_are_a_warning(tmp_path, caplog, monkeypatch) -> None:
     monkeypatch.setattr(logging.getLogger("megamesh"), "propagate", True)
     MetricsFileHook(tmp_path / "gone").on_metrics(Metrics("train", 3, {"loss": 1.0}))

@@ -5,6 +5,7 @@ A resumed run drops the lines beyond its checkpoint, so the file always tells on
 
 import json
 import logging
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -16,30 +17,30 @@ FILE_NAME = "metrics.jsonl"
 
 
 class MetricsFileHook(Hook):
-    """Appends every published Metrics to the file. A row that cannot be written (a full disk) is a warning, not the end of a run."""
+    """Appends every published Metrics to the file. A row that cannot be written (a full disk) is a warning, not the end of a run.
+
+    Numbers that are not finite are written as null, which JSON has.
+    """
 
     def __init__(self, save_folder: Path):
         self.path = save_folder / FILE_NAME
 
     def on_start(self, trainer: Trainer) -> None:
-        step, finished = (
-            trainer.state.step,
-            trainer.state.step >= trainer.train_iters,
-        )  # then evaluations come once more
-        rows = read_metrics(self.path) if self.path.exists() else []
-        kept = [
-            row
-            for row in rows
-            if row["step"] < step or (row["step"] == step and (row["kind"] == "train" or not finished))
-        ]
+        step, finished = trainer.state.step, trainer.state.step >= trainer.train_iters
+        kept = []
+        for row in read_metrics(self.path) if self.path.exists() else []:
+            evaluated_again = finished and row["kind"] != "train"
+            if row["step"] < step or (row["step"] == step and not evaluated_again):
+                kept.append(row)
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
         os.replace(temporary, self.path)
 
     def on_metrics(self, metrics: Metrics) -> None:
+        values = {name: value if math.isfinite(value) else None for name, value in metrics.values.items()}
         try:
             with self.path.open("a") as file:
-                file.write(json.dumps({"kind": metrics.kind, "step": metrics.step, **metrics.values}) + "\n")
+                file.write(json.dumps({"kind": metrics.kind, "step": metrics.step, **values}) + "\n")
         except OSError as error:
             log.warning(
                 "%s: the %s metrics of step %d are lost: %s", self.path, metrics.kind, metrics.step, error.strerror

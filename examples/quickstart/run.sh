@@ -58,7 +58,8 @@ title "Export to Hugging Face; logits are compared before it says done"
 [ -d $out/hf ] || python tools/convert_to_hf.py --checkpoint $out/mesh --output $out/hf
 
 title "A sample"
-python tools/generate.py --checkpoint $out/mesh --prompt $'def read(self, size=-1):\n' --max-new-tokens 80 --temperature 0.7 --top-p 0.95 --seed 1
+python tools/generate.py --checkpoint $out/mesh --prompt $'import os\n\n\nclass Reader:\n    def __init__(self, path):\n' --max-new-tokens 100 \
+    --temperature 0.7 --top-p 0.9 --seed 1
 
 title "Pictures and results"
 python tools/plot.py routers --checkpoint $out/mesh --output $out/routers.png

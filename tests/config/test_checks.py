@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 
+from megamesh.config.load import SECTION_OF
+
 from .conftest import Load, Problems
 
 REFUSED: list[tuple[dict[str, Any], list[str]]] = [
@@ -191,7 +193,8 @@ ACCEPTED: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("keys", ACCEPTED, ids=str)
 def test_what_is_right_loads(load: Load, keys: dict[str, Any]) -> None:
-    load(**keys)
+    run = load(**keys).run.model_dump()
+    assert {key: run[SECTION_OF[key]][key] for key in keys} == keys
 
 
 @pytest.mark.parametrize(

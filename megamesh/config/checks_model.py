@@ -8,6 +8,13 @@ from megamesh.config.rule import Given, Rule, divisors, either, rule
 from megamesh.errors import ConfigError
 
 DENSE_ATTENTION = ("flash", "global")
+NEEDS_RECURSION = (
+    "recursion_scheme",
+    "mesh_num_slots",
+    "mesh_router_init",
+    "mesh_transition_input",
+    "mesh_router_slot_bias",
+)
 
 
 @rule("hidden_size", "num_attention_heads")
@@ -52,9 +59,8 @@ def attention_is_dense(given: Given) -> Iterator[str]:
     if value is None:
         return
     mend = f'write [[["flash"], {num_layers}]] or remove it'
-    entries: list[Any] = (
-        [[value, 1]] if all(isinstance(entry, str) for entry in value) else value
-    )  # NeoX's expanded form
+    is_expanded = all(isinstance(entry, str) for entry in value)  # NeoX's other form: one name per layer
+    entries: list[Any] = [[value, 1]] if is_expanded else value
     if not all(map(_is_attention_group, entries)):
         yield f'{given.show("attention_config")} is not a list of [["flash", …], count]; {mend}'
         return
@@ -120,24 +126,11 @@ def scheme_exists(given: Given) -> Iterator[str]:
         yield f"{given.places['recursion_scheme']}: {error}"
 
 
-@rule(
-    "recursion",
-    "recursion_scheme",
-    "mesh_num_slots",
-    "mesh_router_init",
-    "mesh_transition_input",
-    "mesh_router_slot_bias",
-)
+@rule("recursion", *NEEDS_RECURSION)
 def scheme_needs_recursion(given: Given) -> Iterator[str]:
     if given.run.recursion.recursion is not None:
         return
-    for key in (
-        "recursion_scheme",
-        "mesh_num_slots",
-        "mesh_router_init",
-        "mesh_transition_input",
-        "mesh_router_slot_bias",
-    ):
+    for key in NEEDS_RECURSION:
         if given.has(key):
             yield f"{given.show(key)} has no effect without recursion; add recursion, such as 4+8R2+4, or remove it"
 

@@ -2,10 +2,15 @@
 
 import torch
 
-from megamesh.config.sections import ModelConfig, RecursionConfig, TrainingConfig
+from megamesh.config.sections import ModelConfig, PrecisionConfig, RecursionConfig, TrainingConfig
 from megamesh.model.init import initialise
 from megamesh.model.recompute import Recompute
 from megamesh.model.transformer import Transformer
+
+
+def torch_dtype(precision: PrecisionConfig) -> torch.dtype:
+    """The type of weights and activations."""
+    return torch.bfloat16 if precision.precision == "bfloat16" else torch.float32
 
 
 def empty_model(

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from megamesh.config.batch import resolve_batch
 from megamesh.config.sections import RecursionConfig, RunConfig
 from megamesh.errors import MegaMeshError, TrainingError
+from megamesh.model.build import build_model, torch_dtype
 from megamesh.model.flops import flops_per_token
 from megamesh.training.throughput import device_peak_tflops
 
@@ -269,10 +270,8 @@ class _TransformersLoss(nn.Module):
 
 
 def _module(candidate: Candidate, device: torch.device) -> nn.Module:
-    from megamesh.model.build import build_model
-
     config = candidate.config
-    dtype = {"fp32": torch.float32, "bfloat16": torch.bfloat16}[config.precision.precision]
+    dtype = torch_dtype(config.precision)
     if candidate.kind != "transformers":
         return build_model(
             config.model, config.recursion, config.training, candidate.vocab_size, device=device, dtype=dtype

@@ -138,7 +138,6 @@ def changed_order_keys(
     pairs = [(key, saved[section].get(key), now[section][key]) for section, keys in ORDER_KEYS.items() for key in keys]
     saved_batch = resolve_batch(BatchConfig.model_validate(saved["batch"]), meta.layout["dp_size"])
     pairs.append(("train_batch_size", saved_batch.train_batch_size, batch.train_batch_size))
-    pairs.append(
-        ("train_iters", saved["training"]["train_iters"], train_iters)
-    )  # together: how many epochs are shuffled as one
+    # Batch size and length decide together how many epochs are shuffled as one.
+    pairs.append(("train_iters", saved["training"]["train_iters"], train_iters))
     return [(key, before, after) for key, before, after in pairs if before != after]

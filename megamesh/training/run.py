@@ -26,7 +26,7 @@ from megamesh.data.loader import iterate_batches
 from megamesh.engine.distributed import init_distributed, lost_peers_named, shut_down_distributed
 from megamesh.engine.engine import TrainingEngine
 from megamesh.errors import ConfigError, DataError
-from megamesh.model.build import build_model
+from megamesh.model.build import build_model, torch_dtype
 from megamesh.model.flops import flops_per_token
 from megamesh.parallel.agree import rank_zero_first
 from megamesh.parallel.mesh import ProcessMesh
@@ -44,7 +44,6 @@ from megamesh.training.trainer import Hook, Trainer
 from megamesh.training.vocabulary import vocabulary_size
 
 log = logging.getLogger(__name__)
-DTYPES = {"fp32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def run(loaded: LoadedConfig) -> None:
@@ -72,6 +71,7 @@ def prepare(loaded: LoadedConfig, device: torch.device, signals: SignalHook) -> 
     config = loaded.run
     mesh = ProcessMesh.build(device.type)
     batch = resolve_batch(config.batch, data_parallel_size(config.parallel, dist.get_world_size()))
+    rank_zero_first(partial(_check_folders, config))
     vocab_size, train_iters = rank_zero_first(partial(_sizes, config, batch))
     padded_vocab_size = config.model.padded_vocab_size(vocab_size, config.parallel.model_parallel_size)
     start = on_rank_zero(partial(find_start, config, batch, train_iters), "look for a checkpoint")
@@ -166,7 +166,7 @@ def _batches(
 def _engine(
     config: RunConfig, mesh: ProcessMesh, batch: ResolvedBatch, train_iters: int, vocab_size: int, device: torch.device
 ) -> TrainingEngine:
-    dtype = DTYPES[config.precision.precision]
+    dtype = torch_dtype(config.precision)
     model = build_model(config.model, config.recursion, config.training, vocab_size, device=device, dtype=dtype)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     log.info("%s parameters in %s on %s", f"{num_parameters:,}", config.precision.precision, device)
@@ -208,7 +208,12 @@ def _sinks(config: RunConfig, train_iters: int) -> list[Hook]:
 
 
 def _sizes(config: RunConfig, batch: ResolvedBatch) -> tuple[int, int]:
-    """The unpadded vocabulary and the optimizer steps of the run; raises, before any work, where a folder cannot be written to."""
+    """The unpadded vocabulary and the optimizer steps of the run."""
+    return vocabulary_size(config.model, config.tokenizer), _train_iters(config, batch)
+
+
+def _check_folders(config: RunConfig) -> None:
+    """Make the folders that the run writes to; ConfigError, before any work, for one that cannot be written to."""
     for key, folder in (("save", config.checkpoint.save), ("tensorboard_dir", config.log.tensorboard_dir)):
         try:
             if folder is not None:
@@ -217,7 +222,6 @@ def _sizes(config: RunConfig, batch: ResolvedBatch) -> tuple[int, int]:
             raise ConfigError(f"{key}={folder} cannot be made: {error.strerror}; name another folder") from error
         if folder is not None and not os.access(folder, os.W_OK):
             raise ConfigError(f"{key}={folder} cannot be written to; change its permissions, or name another folder")
-    return vocabulary_size(config.model, config.tokenizer), _train_iters(config, batch)
 
 
 def _train_iters(config: RunConfig, batch: ResolvedBatch) -> int:

@@ -40,7 +40,7 @@ RECURSIONS = {
 }
 
 
-def agree(ours: Transformer, theirs, ids: torch.Tensor) -> None:
+def assert_same_logits(ours: Transformer, theirs, ids: torch.Tensor) -> None:
     with torch.no_grad():
         mine = ours.logits(ids)
         torch.testing.assert_close(theirs(ids).logits, mine, rtol=0, atol=1e-5 * max(1.0, mine.abs().max().item()))
@@ -53,7 +53,7 @@ def test_every_scheme_gives_our_logits(scheme: str, tmp_path) -> None:
         ours = build(model_config(), recursion)
         folder = tmp_path / notation[:1]
         folder.mkdir()
-        agree(ours, load(export(ours, folder, recursion)), tokens())
+        assert_same_logits(ours, load(export(ours, folder, recursion)), tokens())
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_every_block_gives_our_logits_and_generates_the_same_whatever_the_path(
     encoder = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     for attention in ("sdpa", "eager"):
         theirs = load(folder, attn_implementation=attention)
-        agree(ours, theirs, tokens())
+        assert_same_logits(ours, theirs, tokens())
         padded = encoder.pad({"input_ids": prompts}, return_tensors="pt")
         assert padded["attention_mask"][0].tolist() == [0] * 4 + [1] * 3
         for use_cache in (True, False):

@@ -3,14 +3,16 @@
     micro_batch_ids ─▶ [worker: dataset[i] for i in ids ─▶ Batch] ─▶ iterate_batches
 
 The batches and their order do not depend on the number of workers. No global random stream is touched: the torch DataLoader has a
-generator of its own. Workers ignore the signals on which a run saves and leaves (a scheduler sends them to every process); they end with
+generator of its own. Workers never see the signals on which a run saves and leaves (a scheduler sends them to every process); they end with
 the iterator, at the interpreter's exit, or, within seconds, when the training process is gone.
 """
 
 import atexit
+import contextlib
 import signal
 import weakref
 from collections.abc import Iterator
+from multiprocessing import active_children
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from megamesh.data.dataset import TokenDataset
 from megamesh.data.sampler import micro_batch_ids
 from megamesh.errors import DataError, MegaMeshError
 
+_SIGNALS_THAT_SAVE = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 _running: "weakref.WeakSet[_Batches]" = weakref.WeakSet()
 
 
@@ -59,10 +62,16 @@ class _Batches(Iterator[Batch]):
             num_workers=num_workers,
             collate_fn=_unchanged,
             generator=torch.Generator(),
-            worker_init_fn=_start_worker,
             pin_memory=pin_memory,
         )
-        self._source: Iterator | None = iter(loader)
+        others = set(active_children())
+        # A worker inherits the mask, and keeps it: from its first instruction on, these signals do not reach it.
+        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS_THAT_SAVE)
+        try:
+            self._source: Iterator | None = iter(loader)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
+        self._workers = set(active_children()) - others
         _running.add(self)
 
     def __next__(self) -> Batch:
@@ -91,6 +100,11 @@ class _Batches(Iterator[Batch]):
         if source is not None:
             _running.discard(self)
             del source  # the DataLoader's iterator ends its workers when it is collected
+            for worker in self._workers:
+                if worker.is_alive():  # a traceback keeps that iterator
+                    with contextlib.suppress(RuntimeError):  # the DataLoader reports the death of its workers
+                        worker.kill()
+                        worker.join()
 
     def __del__(self) -> None:
         self._source = None
@@ -123,11 +137,6 @@ class _Ids(Sampler[range]):
 
 def _unchanged(item: Any) -> Any:
     return item
-
-
-def _start_worker(_worker: int) -> None:
-    for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"):
-        signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 @atexit.register

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -126,28 +125,45 @@ def test_too_few_samples_are_named() -> None:
         )
 
 
-SCRIPT = """
+START = """
 import os, signal, sys
 from multiprocessing import active_children
 from megamesh.data.loader import iterate_batches
 from tests.data.test_loader import Numbers
+def start():
+    batches = iterate_batches(
+        Numbers(), consumed_samples=0, total_samples=48, micro_batch_size=1, dp_rank=0, dp_size=1, num_workers=2)
+    next(batches)
+    return batches
+"""
+SIGNAL_TO_ALL = """
 signal.signal(signal.SIGTERM, lambda *_: None)
-batches = iterate_batches(
-    Numbers(), consumed_samples=0, total_samples=48, micro_batch_size=1, dp_rank=0, dp_size=1, num_workers=2)
-next(batches)
+batches = start()
 os.killpg(os.getpgrp(), signal.SIGTERM)
 assert len(list(batches)) == 47
-again = iterate_batches(
-    Numbers(), consumed_samples=0, total_samples=48, micro_batch_size=1, dp_rank=0, dp_size=1, num_workers=2)
-next(again)
+again = start()
 print(len(active_children()))
+"""
+DEAD_WORKER = """
+batches = start()
+active_children()[0].kill()
+list(batches)
+"""
+INTERRUPTED_INSIDE_NEXT = """
+batches = start()
+def interrupt(*_):
+    raise KeyboardInterrupt
+signal.signal(signal.SIGALRM, interrupt)
+signal.setitimer(signal.ITIMER_REAL, 1e-4)
+while True:
+    list(batches)
+    batches = start()
 """
 
 
-def test_workers_outlive_a_signal_to_all_processes_and_end_with_the_interpreter() -> None:
-    started = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
+def _run(script: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", START + script],
         capture_output=True,
         text=True,
         timeout=120,
@@ -155,5 +171,19 @@ def test_workers_outlive_a_signal_to_all_processes_and_end_with_the_interpreter(
         cwd=Path(__file__).parents[2],
         check=False,
     )
+
+
+def test_workers_outlive_a_signal_to_all_processes_and_end_with_the_interpreter() -> None:
+    done = _run(SIGNAL_TO_ALL)
     assert (done.returncode, done.stdout.strip()) == (0, "2"), done.stderr
-    assert time.monotonic() - started < 60
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [(DEAD_WORKER, "a data loader process died"), (INTERRUPTED_INSIDE_NEXT, "KeyboardInterrupt")],
+    ids=["dead worker", "interrupt"],
+)
+def test_the_interpreter_ends_though_a_traceback_holds_the_iterator(script: str, said: str) -> None:
+    done = _run(script)
+    assert said in done.stderr
+    assert "Exception ignored" not in done.stderr

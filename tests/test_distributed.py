@@ -30,7 +30,7 @@ def _die_on_rank_one() -> None:
 
 def _hang_on_rank_zero() -> None:
     if dist.get_rank() == 0:
-        time.sleep(60)
+        time.sleep(600)
 
 
 def test_results_come_back_by_rank_and_processes_are_reused():
@@ -54,5 +54,5 @@ def test_failure_names_the_rank_in_bounded_time_and_the_pool_recovers(function, 
     start = time.monotonic()
     with pytest.raises(WorkerError, match=expected):
         run(2, function, timeout_seconds=5)
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 120
     assert [answer[1] for answer in run(2, _sum_of_ranks, 0)] == [1.0, 1.0]

@@ -1,14 +1,18 @@
-"""Measure speed and memory: `benchmark.py train` compares models in turn, in one run."""
+"""Measure speed, memory and communication: `benchmark.py train` compares models in turn, `benchmark.py comm` counts collectives."""
 
 import argparse
 import signal
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from megamesh.command import run_command
 from megamesh.config.yaml_files import parse_override
 
-EXAMPLES = """\
+if TYPE_CHECKING:
+    from megamesh.training.benchmark_processes import Candidate
+
+TRAIN_EXAMPLES = """\
 examples
   the quickstart's model beside plain recursion and transformers' GPTNeoX of the same compute depth
       python tools/benchmark.py train examples/quickstart/common.yml examples/quickstart/mesh.yml examples/quickstart/cpu.yml
@@ -19,6 +23,17 @@ Figures are medians over rounds; "speed" is a ratio to the first row, taken with
 that a token passes through (compute depth), and nothing that is recomputed. transformers' model is a plain stack: it has the
 FLOPs of the recursive one and more parameters. Memory is the device allocator's peak, on a CPU the process's largest resident set."""
 
+COMM_EXAMPLES = """\
+examples
+  the quickstart's model on two tensor-parallel processes, states replicated and split
+      python tools/benchmark.py comm examples/quickstart/common.yml examples/quickstart/mesh.yml --set model_parallel_size=2
+      python tools/benchmark.py comm examples/quickstart/common.yml examples/quickstart/mesh.yml --set model_parallel_size=2 \\
+          --set sequence_parallel=true
+
+One optimizer step runs on model_parallel_size processes and its tensor-parallel collectives are counted (data-parallel ones are
+DeepSpeed's and are not). MiB are those of the whole tensors; "wire MiB" is what a ring sends from each rank for them. The last rows are
+sums, and what one micro-batch's state buffer holds on each rank."""
+
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -26,18 +41,31 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     train = commands.add_parser(
         "train",
         help="tokens/s, TFLOP/s, MFU, peak memory",
-        epilog=EXAMPLES,
+        epilog=TRAIN_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    train.add_argument(
-        "configs", nargs="+", metavar="FILE.yml", help="configuration files, read as one; no data is needed"
+    comm = commands.add_parser(
+        "comm",
+        help="tensor-parallel collectives and bytes per optimizer step, bytes of the state buffer",
+        epilog=COMM_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replace one key of the files")
+    for command in (train, comm):
+        command.add_argument(
+            "configs", nargs="+", metavar="FILE.yml", help="configuration files, read as one; no data is needed"
+        )
+        command.add_argument(
+            "--set", action="append", default=[], metavar="KEY=VALUE", help="replace a key of the files"
+        )
     train.add_argument(
         "--against", nargs="*", default=["base", "transformers"], choices=["base", "mesh", "vanilla", "transformers"],
         help="what to compare with (default: base transformers)",
     )  # fmt: skip
-    train.add_argument("--processes", type=positive, default=1, help="data-parallel processes per model (default: 1)")
+    comm.add_argument(
+        "--against", nargs="*", default=["base"], choices=["base", "mesh", "vanilla"],
+        help="what to compare with (default: base)",
+    )  # fmt: skip
+    train.add_argument("--processes", type=positive, help="processes per model (default: model_parallel_size)")
     train.add_argument("--steps", type=positive, default=5, help="optimizer steps per round (default: 5)")
     train.add_argument("--rounds", type=positive, default=5, help="rounds (default: 5)")
     train.add_argument("--warmup", type=positive, default=2, help="steps before the first round (default: 2)")
@@ -45,7 +73,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     try:
         args.overrides = dict(map(parse_override, args.set))
     except ValueError as error:
-        train.error(f"--set {error}")
+        parser.error(f"--set {error}")
     return args
 
 
@@ -56,17 +84,45 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def train_table(args: argparse.Namespace) -> str:
+def candidates_of(args: argparse.Namespace) -> "list[Candidate]":
+    """The configuration's model, and those that it is compared with."""
     from megamesh.config.load import load_config
-    from megamesh.training.benchmark import Measurement, benchmark, make_candidate
+    from megamesh.training.benchmark_processes import make_candidate
     from megamesh.training.vocabulary import vocabulary_size
 
     config = load_config(args.configs, args.overrides, for_training=False).run
-    vocab_size = config.model.padded_vocab_size(vocabulary_size(config.model, config.tokenizer))
-    candidates = [make_candidate(kind, config, vocab_size) for kind in ["config", *args.against]]
+    vocab_size = vocabulary_size(config.model, config.tokenizer)
+    return [make_candidate(kind, config, vocab_size) for kind in ["config", *args.against]]
+
+
+def comm_tables(args: argparse.Namespace) -> str:
+    from megamesh.training.communication import CommunicationReport, measure_communication
+
+    def table(report: CommunicationReport) -> str:
+        parallel = report.candidate.config.parallel
+        states = "sequence parallel" if parallel.sequence_parallel else "states replicated"
+        rows: list[tuple[str, ...]] = [
+            (*total.kind, f"{total.calls:,}", f"{total.num_bytes / 2**20:,.3f}", f"{total.wire_bytes / 2**20:,.3f}")
+            for total in report.totals
+        ]
+        calls, num_bytes, wire_bytes = (
+            sum(values) for values in zip(*((t.calls, t.num_bytes, t.wire_bytes) for t in report.totals), strict=True)
+        )
+        rows.append(("total", "", "", f"{calls:,}", f"{num_bytes / 2**20:,.3f}", f"{wire_bytes / 2**20:,.3f}"))
+        rows.append(("state buffer, held", "", "", "", f"{report.highway_bytes / 2**20:,.3f}", ""))
+        header = ("collective", "when", "operation", "calls", "MiB", "wire MiB")
+        return f"{report.candidate.name}, {parallel.model_parallel_size} ranks, {states}\n{aligned([header, *rows])}"
+
+    return "\n\n".join(table(measure_communication(candidate)) for candidate in candidates_of(args))
+
+
+def train_table(args: argparse.Namespace) -> str:
+    from megamesh.training.benchmark import Measurement, benchmark
+
+    candidates = candidates_of(args)
     results = benchmark(
         candidates,
-        num_processes=args.processes,
+        num_processes=args.processes or candidates[0].config.parallel.model_parallel_size,
         num_rounds=args.rounds,
         steps_per_round=args.steps,
         num_warmup_steps=args.warmup,
@@ -113,7 +169,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parse_arguments(arguments)
     # Leaving in order ends the processes that it has started.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    return run_command(lambda: print(train_table(args)))
+    tables = train_table if args.command == "train" else comm_tables
+    return run_command(lambda: print(tables(args)))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,11 @@
     python tools/generate.py --checkpoint save --prompt "def main(" --max-new-tokens 100
     python tools/generate.py --checkpoint save --input-file prompts.txt --output continuations.jsonl --temperature 0
     python tools/generate.py --checkpoint save --interactive --temperature 0.8 --top-p 0.95
+    torchrun --nproc-per-node 4 tools/generate.py --checkpoint save --prompt "def main("
+
+Started by torchrun, deepspeed or srun, the model is divided over all processes (tensor parallelism), whatever divided it in training: use
+it where the weights do not fit into one GPU. Heads, key/value heads and the MLP's width must be divisible by the number of processes.
+The same text comes out, once.
 
 --input-file holds one prompt per line (.txt) or per record under "text" (.jsonl). --output gets one JSON object per prompt: prompt, text,
 num_tokens, stopped (true where the model ended the document itself). Without --output, texts go to standard output.
@@ -12,18 +17,22 @@ tail. The same --seed gives the same text, whatever else is in the batch. An emp
 
 import argparse
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import torch
 
-from megamesh.checkpoint.inference import load_for_inference
+from megamesh.checkpoint.inference import OpenCheckpoint, load_model, open_checkpoint
 from megamesh.command import run_command
 from megamesh.errors import ConfigError, DataError, MegaMeshError
 from megamesh.generation.generate import generate, stream
+from megamesh.generation.processes import first_then_all, from_first, tensor_axis
 from megamesh.generation.sampling import Sampling
 from megamesh.generation.text import decode_continuation, decode_stream, encode_prompt
+from megamesh.launch import read_launch
 from megamesh.model.transformer import Transformer
 from megamesh.tokenizer import Tokenizer
 
@@ -63,9 +72,13 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--dtype", choices=list(DTYPES), help="number format (default: float32 on CPU, bfloat16 on a GPU)"
     )
-    parser.add_argument("--device", help="such as cpu or cuda:0 (default: a GPU where there is one)")
+    parser.add_argument(
+        "--device",
+        help="such as cpu or cuda:0 (default: a GPU where there is one; of several processes each takes its own)",
+    )
     parser.add_argument("--vocab-file", help="where the tokenizer's file is now, if it has moved since training")
     parser.add_argument("--merge-file", help="the same for merges.txt of GPT2BPETokenizer")
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 
@@ -92,17 +105,21 @@ def read_prompts(path: Path) -> list[str]:
     return prompts
 
 
+def ask() -> str | None:
+    """A prompt from the terminal; None at its end."""
+    try:
+        return input("> ")
+    except (EOFError, KeyboardInterrupt):
+        print()
+        return None
+
+
 def interact(model: Transformer, tokenizer: Tokenizer, max_new_tokens: int, sampling: Sampling) -> None:
     """Prompts from the terminal until it ends; every prompt draws from a stream of its own."""
     print("Type a prompt and Enter; Ctrl-D ends.", file=sys.stderr)
+    limits = {"max_new_tokens": max_new_tokens, "vocab_size": tokenizer.vocab_size, "stop_id": tokenizer.eod_id}
     index = 0
-    while True:
-        try:
-            text = input("> ")
-        except (EOFError, KeyboardInterrupt):
-            print()
-            return
-        limits = {"max_new_tokens": max_new_tokens, "vocab_size": tokenizer.vocab_size, "stop_id": tokenizer.eod_id}
+    while (text := from_first(model.tp, ask)) is not None:
         try:
             prompt = encode_prompt(tokenizer, text)
             for piece in decode_stream(
@@ -112,18 +129,22 @@ def interact(model: Transformer, tokenizer: Tokenizer, max_new_tokens: int, samp
         except MegaMeshError as error:  # a prompt that is too long ends this prompt, not the session
             print(f"error: {error}", file=sys.stderr, end="")
         except KeyboardInterrupt:
-            pass
+            if model.tp.size > 1:  # the processes stop at different tokens and cannot go on together
+                return
         print()
         index += 1
 
 
 def write_results(
-    args: argparse.Namespace, model: Transformer, tokenizer: Tokenizer, prompts: list[str], sampling: Sampling
+    args: argparse.Namespace,
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompts: list[tuple[str, list[int]]],
+    sampling: Sampling,
 ) -> None:
-    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     results = generate(
         model,
-        encoded,
+        [ids for _, ids in prompts],
         max_new_tokens=args.max_new_tokens,
         vocab_size=tokenizer.vocab_size,
         stop_id=tokenizer.eod_id,
@@ -131,9 +152,11 @@ def write_results(
         batch_size=args.batch_size,
     )
     records = []
-    for prompt, ids, result in zip(prompts, encoded, results, strict=True):
+    for (prompt, ids), result in zip(prompts, results, strict=True):
         text = decode_continuation(tokenizer, ids, result.tokens)
         records.append({"prompt": prompt, "text": text, "num_tokens": len(result.tokens), "stopped": result.stopped})
+    if model.tp.rank > 0:
+        return
     if args.output is None:
         for record in records:
             print(f"{record['prompt']}{record['text']}")
@@ -146,8 +169,7 @@ def write_results(
     print(f"wrote {args.output}: {len(records)} continuations")
 
 
-def run(args: argparse.Namespace) -> None:
-    sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
+def check_arguments(args: argparse.Namespace) -> None:
     for key, value in (("--max-new-tokens", args.max_new_tokens), ("--batch-size", args.batch_size)):
         if value < 1:
             raise ConfigError(f"{key}={value} is too small; use 1 or more")
@@ -155,25 +177,42 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError(f"--output={args.output} exists; name another file")
     if args.output is not None and not args.output.parent.is_dir():
         raise ConfigError(f"--output={args.output}: the folder {args.output.parent} does not exist; make it first")
-    prompts = args.prompt or (read_prompts(args.input_file) if args.input_file else [])
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        kind = torch.device(device).type
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"--device={device} cannot be used: {str(error).splitlines()[0]}") from error
-    dtype = DTYPES[args.dtype or ("float32" if kind == "cpu" else "bfloat16")]
-    model, _, tokenizer = load_for_inference(
-        args.checkpoint, device, dtype, vocab_file=args.vocab_file, merge_file=args.merge_file
-    )
-    if args.interactive:
-        interact(model, tokenizer, args.max_new_tokens, sampling)
-    else:
-        write_results(args, model, tokenizer, prompts, sampling)
+
+
+def read_inputs(args: argparse.Namespace) -> tuple[OpenCheckpoint, list[tuple[str, list[int]]]]:
+    """What there is to generate from: the checkpoint, not yet its tensors, and the prompts with their token ids."""
+    texts = args.prompt or (read_prompts(args.input_file) if args.input_file else [])
+    opened = open_checkpoint(args.checkpoint, vocab_file=args.vocab_file, merge_file=args.merge_file)
+    return opened, [(text, encode_prompt(opened.tokenizer, text)) for text in texts]
+
+
+@contextmanager
+def silent(silenced: bool) -> Iterator[None]:
+    """Nothing is printed where `silenced`; errors and the log are not held back."""
+    with open(os.devnull, "w") as nowhere, ExitStack() as stack:
+        for redirect in (redirect_stdout, redirect_stderr) if silenced else ():
+            stack.enter_context(redirect(nowhere))
+        yield
+
+
+def run(args: argparse.Namespace) -> None:
+    sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
+    check_arguments(args)
+    with tensor_axis(args.device) as (tp, device):
+        opened, prompts = first_then_all(tp, lambda: read_inputs(args))
+        dtype = DTYPES[args.dtype or ("float32" if device.type == "cpu" else "bfloat16")]
+        model = load_model(opened, device, dtype, tp)
+        with silent(tp.rank > 0):
+            if args.interactive:
+                interact(model, opened.tokenizer, args.max_new_tokens, sampling)
+            else:
+                write_results(args, model, opened.tokenizer, prompts, sampling)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    return run_command(lambda: run(parse_arguments(arguments)))
+    with silent(read_launch(os.environ).rank > 0):
+        args = parse_arguments(arguments)
+    return run_command(lambda: run(args))
 
 
 if __name__ == "__main__":

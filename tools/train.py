@@ -47,13 +47,16 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--json", action="store_true", help="with --dry-run: print one JSON object")
     parser.add_argument(
-        "--world-size", type=int, default=1, metavar="N", help="with --dry-run: number of processes (default: 1)"
+        "--world-size",
+        type=int,
+        metavar="N",
+        help="with --dry-run: number of processes (default: as many as hold one copy of the model)",
     )
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     parsed = parser.parse_args(arguments)
     if parsed.json and not parsed.dry_run:
         parser.error("--json needs --dry-run")
-    if parsed.world_size < 1:
+    if parsed.world_size is not None and parsed.world_size < 1:
         parser.error("--world-size must be at least 1")
     try:
         parsed.overrides = dict(map(parse_override, parsed.set))

@@ -1,12 +1,14 @@
 """A checkpoint folder, and nothing else, as a model that is ready to read text.
 
     save/ or save/global_stepN/ ──open_checkpoint──▶ configuration, tokenizer, shapes (checked)
-                                ──load_for_inference──▶ Transformer with its weights, on its device
+                                ──load_for_inference──▶ Transformer with its weights, on its device; or this rank's part of one
 
 The run's configuration is inside the checkpoint. Its tokenizer is where that configuration says, or where the caller says it is now.
+How the run was laid out over processes does not matter: its checkpoint is the same, without any padding of the vocabulary.
 """
 
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +18,15 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from megamesh.checkpoint.folder import resolve_checkpoint
-from megamesh.checkpoint.reader import read_meta, read_weights, weight_shapes
-from megamesh.config.sections import RunConfig
+from megamesh.checkpoint.reader import read_meta, read_parts, read_weights, weight_shapes
+from megamesh.checkpoint.together import on_every_rank
+from megamesh.config.rule import divisors, either
+from megamesh.config.sections import ModelConfig, RunConfig
+from megamesh.config.tensor_parallel import vocabulary_divides
 from megamesh.errors import CheckpointError, ConfigError, DataError
 from megamesh.model.build import empty_model
 from megamesh.model.transformer import Transformer
+from megamesh.parallel.tensor import SINGLE, TensorParallel
 from megamesh.tokenizer import Tokenizer, build_tokenizer
 
 log = logging.getLogger(__name__)
@@ -28,7 +34,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class OpenCheckpoint:
-    """A checkpoint whose parts fit together; no tensor has been read yet. `vocab_size` counts the embedding's rows."""
+    """A checkpoint whose parts fit together; no tensor has been read yet.
+
+    `vocab_size` counts the embedding's rows: the tokenizer's ids, or more where the configuration's `vocab_size` says so.
+    """
 
     path: Path
     step: int
@@ -81,10 +90,7 @@ def _tokenizer(run: RunConfig, moved: dict[str, str], vocab_size: int) -> Tokeni
         tokenizer = build_tokenizer(run.tokenizer.model_copy(update=moved))
     except (ConfigError, DataError) as error:
         raise DataError(f"{error} (a tokenizer that is elsewhere now can be named with --vocab-file)") from error
-    expected = run.model.padded_vocab_size(
-        run.model.vocab_size or tokenizer.vocab_size, run.parallel.model_parallel_size
-    )
-    if tokenizer.vocab_size > vocab_size or expected != vocab_size:
+    if tokenizer.vocab_size > vocab_size or (run.model.vocab_size or tokenizer.vocab_size) != vocab_size:
         raise DataError(
             f"{tokenizer.name} has {tokenizer.vocab_size} token ids, which does not fit the checkpoint's {vocab_size} rows "
             "of the embedding; name the tokenizer that the model was trained with"
@@ -99,18 +105,42 @@ def load_for_inference(
     *,
     vocab_file: str | None = None,
     merge_file: str | None = None,
+    tp: TensorParallel = SINGLE,
 ) -> tuple[Transformer, RunConfig, Tokenizer]:
-    """The model of a checkpoint in evaluation mode, its run's configuration and its tokenizer. Raises what `open_checkpoint` does."""
+    """The model of a checkpoint, its run's configuration and its tokenizer. Raises what `open_checkpoint` and `load_model` do."""
     opened = open_checkpoint(folder, vocab_file=vocab_file, merge_file=merge_file)
-    return load_model(opened, device, dtype), opened.run, opened.tokenizer
+    return load_model(opened, device, dtype, tp), opened.run, opened.tokenizer
 
 
 @torch.no_grad()
-def load_model(opened: OpenCheckpoint, device: torch.device | str, dtype: torch.dtype) -> Transformer:
-    """The model with its weights, in evaluation mode; one tensor in fp32 exists beside it at a time."""
-    model = empty_model(opened.run.model, opened.run.recursion, opened.vocab_size, device=device, dtype=dtype)
-    parameters = dict(model.named_parameters())
-    for name, tensor in opened.weights():
-        parameters[name].copy_(tensor)
-    log.info("loaded %s (step %d)", opened.path, opened.step)
+def load_model(
+    opened: OpenCheckpoint, device: torch.device | str, dtype: torch.dtype, tp: TensorParallel = SINGLE
+) -> Transformer:
+    """The model, or this rank's part of it, with its weights and in evaluation mode. A collective over the tensor axis.
+
+    Beside it exists one stored piece of one tensor at a time, at most a whole one. Raises ConfigError where the ranks cannot divide the
+    model, and CheckpointError, on all of them, for damaged files.
+    """
+    config, recursion, num_rows = opened.run.model, opened.run.recursion, opened.vocab_size
+    padded = divided_rows(config, num_rows, tp.size)
+    model = empty_model(config, recursion, num_rows, device=device, dtype=dtype, padded_vocab_size=padded, tp=tp)
+    places = model.shards()
+    parts = [(places[name], parameter.zero_()) for name, parameter in model.named_parameters()]  # padding stays zero
+    on_every_rank(lambda: read_parts(opened.path, parts), tp.group)
+    log.info("loaded %s (step %d)%s", opened.path, opened.step, f" on {tp.size} processes" if tp.size > 1 else "")
     return model.eval()
+
+
+def divided_rows(model: ModelConfig, vocab_size: int, size: int) -> int:
+    """The least rows of an embedding that `size` ranks divide evenly. ConfigError where they cannot divide the model."""
+    parts = {
+        "num_attention_heads": model.num_attention_heads,
+        "num_kv_heads": model.kv_heads,
+        "the MLP's width": model.mlp_width,
+    }
+    uneven = [f"{name}={count}" for name, count in parts.items() if count % size]
+    if not uneven and vocabulary_divides(vocab_size, 1, size):
+        return -(-vocab_size // size) * size
+    fitting = [n for n in divisors(math.gcd(*parts.values())) if vocabulary_divides(vocab_size, 1, n)]
+    reason = ", ".join(uneven) or f"the vocabulary of {vocab_size} is too small"
+    raise ConfigError(f"{size} processes cannot divide this model ({reason}); start {either(fitting)} instead")

@@ -20,6 +20,7 @@ from megamesh.checkpoint.reader import check_files, read_meta
 from megamesh.checkpoint.save import box_key
 from megamesh.checkpoint.together import as_checkpoint_error, on_rank_zero
 from megamesh.engine.engine import TrainingEngine
+from megamesh.engine.loss_scale import is_dynamic
 from megamesh.engine.zero_access import STATE_KEYS, StateKey
 
 log = logging.getLogger(__name__)
@@ -31,8 +32,8 @@ def load_checkpoint(
 ) -> RunState:
     """Read a checkpoint (or the latest of a run's folder) into the engine; returns what it recorded. A collective.
 
-    weights_only: masters alone; moments, Adam's step count and engine.num_steps start anew (a fine-tuning run).
-    load_optimizer False: moments and Adam's step count start anew, engine.num_steps continues.
+    weights_only: masters alone; moments, Adam's step count, loss scale and engine.num_steps start anew (a fine-tuning run).
+    load_optimizer False: moments and Adam's step count start anew, engine.num_steps and a dynamic loss scale continue.
     Raises CheckpointError, on every rank, for a missing or damaged file or another architecture.
     """
     path, meta = on_rank_zero(lambda: _open(Path(path)), f"read {path}")
@@ -50,6 +51,8 @@ def load_checkpoint(
         )
     engine.access.publish_weights()
     engine.num_steps = 0 if weights_only else meta.state.step
+    if meta.loss_scale is not None and is_dynamic(engine.precision) and not weights_only:
+        engine.loss_scale = meta.loss_scale
     log.info("loaded the weights%s of %s", " and moments" if with_moments else "", path)
     return meta.state
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from megamesh.engine.loss_scale import LossScale
 from megamesh.errors import CheckpointError
 
 FORMAT_VERSION = 1
@@ -27,28 +28,32 @@ class RunState:
     consumed_samples: int
     seed: int
     skipped_steps: int = 0  # steps that changed nothing, because loss or gradient were not finite
-    consecutive_skipped_steps: int = 0
+    consecutive_skipped_steps: int = (
+        0  # of those since the last step that was taken, without overflows of a dynamic loss scale
+    )
 
-    def after_step(self, num_samples: int, *, skipped: bool) -> "RunState":
-        """The state after one more optimizer step on `num_samples` samples."""
+    def after_step(self, num_samples: int, *, skipped: bool, overflowed: bool = False) -> "RunState":
+        """The state after one more optimizer step on `num_samples` samples; `overflowed` as in StepResult."""
+        broken = skipped and not overflowed
         return replace(
             self,
             step=self.step + 1,
             consumed_samples=self.consumed_samples + num_samples,
             skipped_steps=self.skipped_steps + skipped,
-            consecutive_skipped_steps=self.consecutive_skipped_steps + 1 if skipped else 0,
+            consecutive_skipped_steps=self.consecutive_skipped_steps + broken if skipped else 0,
         )
 
 
 @dataclass(frozen=True)
 class CheckpointMeta:
-    """meta.json. `optimizer_step` counts Adam's steps: skipped ones do not count."""
+    """meta.json. `optimizer_step` counts Adam's steps: skipped ones do not count. `loss_scale` is None unless it is dynamic."""
 
     state: RunState
     optimizer_step: int
     config: dict[str, Any]
     versions: dict[str, str]
     layout: dict[str, int]  # of the run that wrote it; any other layout may read it
+    loss_scale: LossScale | None = None
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
@@ -67,9 +72,9 @@ class CheckpointMeta:
                 f"{path} has format {version!r}; this version of MegaMesh reads format {FORMAT_VERSION}"
             )
         try:
-            state = RunState(**values.pop("state"))
-            return cls(
-                state=state, **{entry.name: values[entry.name] for entry in fields(cls) if entry.name != "state"}
-            )
+            state, scale = RunState(**values.pop("state")), values.pop("loss_scale", None)
+            loss_scale = LossScale(**scale) if scale is not None else None
+            named = {entry.name: values[entry.name] for entry in fields(cls) if entry.name in values}
+            return cls(state=state, loss_scale=loss_scale, **named)
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"{path} is damaged: {error}") from None

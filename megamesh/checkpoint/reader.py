@@ -1,6 +1,7 @@
 """Read a checkpoint without an engine or a process group: for export, generation and inspection.
 
 global_stepN/ ──read_meta──▶ CheckpointMeta        ──read_weights──▶ (name, fp32 master), one whole tensor at a time
+                                                   ──read_parts────▶ this rank's parts, in place: a model divided over processes
 """
 
 import pickle
@@ -9,13 +10,15 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
+from megamesh.checkpoint.boxes import Box, fragment_boxes
 from megamesh.checkpoint.folder import COMPLETE_MARK, resolve_checkpoint
 from megamesh.checkpoint.meta import META_FILE, CheckpointMeta
+from megamesh.checkpoint.planner import BoxLoadPlanner, BoxTable
 from megamesh.errors import CheckpointError
+from megamesh.parallel.shards import ShardSpec
 
 WEIGHTS = "fp32."
 
@@ -52,7 +55,22 @@ def read_weights(path: str | Path, names: Iterable[str] | None = None) -> Iterat
         key = f"{WEIGHTS}{name}"
         if key not in shapes:
             raise CheckpointError(f"{path} holds no parameter {name}")
-        yield name, _read_tensor(path, metadata, key, shapes[key])
+        tensor = torch.empty(shapes[key], dtype=torch.float32)
+        _read_boxes(path, metadata, [Box(key, tuple(tensor.shape), (0,) * tensor.dim(), tensor)])
+        yield name, tensor
+
+
+@torch.no_grad()
+def read_parts(path: str | Path, parts: Iterable[tuple[ShardSpec, Tensor]]) -> None:
+    """Fill local tensors, of any type and on any device, with their parts of the fp32 masters; what no part covers is left alone.
+
+    Of each parameter only the stored chunks that overlap are read, and one of them is in memory at a time. Raises CheckpointError.
+    """
+    path = resolve_checkpoint(path)
+    metadata = check_files(path)
+    for spec, tensor in parts:
+        key, flat = f"{WEIGHTS}{spec.name}", tensor.detach().view(-1)
+        _read_boxes(path, metadata, list(fragment_boxes(key, spec, tuple(tensor.shape), 0, flat)))
 
 
 def check_files(path: Path) -> Metadata:
@@ -98,21 +116,15 @@ def _tensors(metadata: Metadata) -> Iterator[tuple[str, TensorStorageMetadata]]:
             yield key, stored
 
 
-def _read_tensor(path: Path, metadata: Metadata, key: str, size: torch.Size) -> Tensor:
-    tensor = torch.empty(size, dtype=torch.float32)
-    reader, planner = FileSystemReader(path), DefaultLoadPlanner()
-    planner.set_up_planner({key: tensor}, metadata, is_coordinator=True)
+def _read_boxes(path: Path, metadata: Metadata, boxes: list[Box]) -> None:
+    """Fill boxes of one tensor."""
+    table = BoxTable(boxes)
+    reader, planner = FileSystemReader(path), BoxLoadPlanner(table, path, (WEIGHTS,))
+    planner.set_up_planner(table.state_dict(), metadata, is_coordinator=True)
     reader.set_up_storage_reader(metadata, is_coordinator=True)
     try:
-        plan = planner.create_local_plan()
-        covered = sum(item.lengths.numel() for item in plan.items)
-        if covered != tensor.numel():
-            raise CheckpointError(
-                f"{path} holds only {covered:,} of the {tensor.numel():,} elements of {key}: it is damaged"
-            )
-        reader.read_data(planner.finish_plan(plan), planner).wait()
+        reader.read_data(planner.finish_plan(planner.create_local_plan()), planner).wait()
     except CheckpointError:
         raise
     except Exception as error:  # torch.load raises many kinds for a damaged file
-        raise CheckpointError(f"{path} is damaged: {key} cannot be read ({error})") from error
-    return tensor
+        raise CheckpointError(f"{path} is damaged: {boxes[0].key} cannot be read ({error})") from error

@@ -25,6 +25,7 @@ from megamesh.checkpoint.meta import CONFIGS_FOLDER, META_FILE, CheckpointMeta, 
 from megamesh.checkpoint.planner import BoxSavePlanner, BoxTable
 from megamesh.checkpoint.together import as_checkpoint_error, on_rank_zero
 from megamesh.engine.engine import TrainingEngine
+from megamesh.engine.loss_scale import is_dynamic
 from megamesh.engine.zero_access import STATE_KEYS, Fragment, StateKey
 from megamesh.errors import CheckpointError
 
@@ -47,7 +48,8 @@ def save_checkpoint(
     """
     folder = Path(folder)
     engine.access.prepare_state()
-    meta = CheckpointMeta(state, engine.access.step_count(), dict(config), engine.versions(), engine.layout())
+    scale = engine.loss_scale if is_dynamic(engine.precision) else None
+    meta = CheckpointMeta(state, engine.access.step_count(), dict(config), engine.versions(), engine.layout(), scale)
     temporary = on_rank_zero(lambda: _begin(folder, meta, sources), f"begin a checkpoint in {folder}")
     try:
         table = BoxTable(own_boxes(engine))

@@ -31,6 +31,23 @@ def on_rank_zero(action: Callable[[], Result], doing: str) -> Result:
     return outcome[0]  # type: ignore[return-value]
 
 
+def on_every_rank(action: Callable[[], Result], group: dist.ProcessGroup | None) -> Result:
+    """Run on every rank of `group` (None: here alone); where any raises CheckpointError, all raise the first one. A collective."""
+    if group is None:
+        return action()
+    error: CheckpointError | None = None
+    try:
+        result = action()
+    except CheckpointError as raised:
+        error = raised
+    errors: list[CheckpointError | None] = [None] * group.size()
+    dist.all_gather_object(errors, error, group=group)
+    first = next((found for found in errors if found is not None), None)
+    if first is not None:
+        raise first from error
+    return result
+
+
 @contextmanager
 def as_checkpoint_error(doing: str, path: Path, mend: str) -> Iterator[None]:
     """Turn what torch.distributed.checkpoint raises, on all ranks alike, into one CheckpointError."""

@@ -16,14 +16,20 @@ class ResolvedBatch:
     data_parallel_size: int
 
 
+def model_ranks(parallel: ParallelConfig) -> int:
+    """Ranks that hold one copy of the model together."""
+    return max(parallel.pipe_parallel_size, 1) * parallel.model_parallel_size
+
+
 def data_parallel_size(parallel: ParallelConfig, world_size: int) -> int:
     """Ranks that hold a copy of the model each, of `world_size` processes; ConfigError where it does not divide."""
-    ranks = max(parallel.pipe_parallel_size, 1) * parallel.model_parallel_size
+    ranks = model_ranks(parallel)
     if world_size % ranks:
-        raise ConfigError(
-            f"{world_size} processes cannot be divided into copies of pipe_parallel_size={parallel.pipe_parallel_size} × "
-            f"model_parallel_size={parallel.model_parallel_size} = {ranks} ranks; start a multiple of {ranks}"
-        )
+        sizes = f"model_parallel_size={parallel.model_parallel_size}"
+        if parallel.pipe_parallel_size > 1:
+            sizes = f"pipe_parallel_size={parallel.pipe_parallel_size} × {sizes} = {ranks}"
+        processes = "1 process" if world_size == 1 else f"{world_size} processes"
+        raise ConfigError(f"{processes} cannot be divided into copies of {sizes} ranks; start a multiple of {ranks}")
     return world_size // ranks
 
 

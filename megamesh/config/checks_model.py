@@ -1,4 +1,4 @@
-"""Rules of the model: shapes that fit, attention that exists, recursion that adds up, parallel sizes that are supported."""
+"""Rules of the model: shapes that fit, attention that exists, recursion that adds up."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -151,20 +151,6 @@ def slot_init_has_its_slots(given: Given) -> Iterator[str]:
         )
 
 
-@rule("pipe_parallel_size", "model_parallel_size", "sequence_parallel")
-def parallel_sizes_are_supported(given: Given) -> Iterator[str]:
-    parallel = given.run.parallel
-    if parallel.pipe_parallel_size > 1:
-        yield f"{given.show('pipe_parallel_size')}: pipeline parallelism is not supported in this version; use 0 or 1"
-    if parallel.model_parallel_size > 1:
-        yield (
-            f"{given.show('model_parallel_size')}: tensor parallelism is not supported in this version; use 1, with "
-            "zero_optimization stage 2 or 3 where the model is too large for one device"
-        )
-    elif parallel.sequence_parallel:
-        yield f"{given.show('sequence_parallel')} needs model_parallel_size greater than 1; use false"
-
-
 MODEL_RULES: tuple[Rule, ...] = (
     heads_divide_hidden_size,
     kv_heads_divide_heads,
@@ -177,5 +163,4 @@ MODEL_RULES: tuple[Rule, ...] = (
     scheme_exists,
     scheme_needs_recursion,
     slot_init_has_its_slots,
-    parallel_sizes_are_supported,
 )

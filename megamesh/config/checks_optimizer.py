@@ -1,4 +1,4 @@
-"""Rules of the optimizer block, ZeRO and the learning-rate schedule."""
+"""Rules of the optimizer block, ZeRO, the learning-rate schedule and the loss scale."""
 
 import difflib
 import math
@@ -128,4 +128,24 @@ def zero_block_is_supported(given: Given) -> Iterator[str]:
             yield f"{place}: zero_optimization.{key}={show_value(value)} is not a whole number of at least 0"
 
 
-OPTIMIZER_RULES: tuple[Rule, ...] = (optimizer_is_adam, min_lr_is_below_peak, zero_block_is_supported)
+@rule("precision", "loss_scale", "initial_scale_power", "min_loss_scale")
+def loss_scale_starts_above_its_minimum(given: Given) -> Iterator[str]:
+    precision = given.run.precision
+    if (
+        precision.precision != "fp16"
+        or precision.loss_scale
+        or 2**precision.initial_scale_power >= precision.min_loss_scale
+    ):
+        return
+    yield (
+        f"{given.show('initial_scale_power')} starts the loss scale at {2**precision.initial_scale_power}, below "
+        f"{given.show('min_loss_scale')}; use initial_scale_power: {math.ceil(math.log2(precision.min_loss_scale))}, or a smaller minimum"
+    )
+
+
+OPTIMIZER_RULES: tuple[Rule, ...] = (
+    optimizer_is_adam,
+    min_lr_is_below_peak,
+    zero_block_is_supported,
+    loss_scale_starts_above_its_minimum,
+)

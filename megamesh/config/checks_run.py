@@ -43,6 +43,16 @@ def loop_recomputation_needs_recursion(given: Given) -> Iterator[str]:
         yield f"{given.show('checkpoint_activations_per')} needs recursion; use checkpoint_activations_per: block"
 
 
+@rule("compile", "zero_optimization")
+def compiled_blocks_hold_their_weights(given: Given) -> Iterator[str]:
+    """DeepSpeed 0.19 gathers weights in hooks on every layer, which torch compiles one by one, again and again."""
+    if given.run.training.compile and given.run.optimizer.zero_optimization.get("stage") == 3:
+        yield (
+            f"{given.show('compile')} does not work with ZeRO stage 3 ({given.places.get('zero_optimization', 'default')}), which gathers "
+            "weights inside the blocks; use compile: false, or stage 0, 1 or 2"
+        )
+
+
 @rule("data_path", "train_data_paths", "valid_data_paths", "test_data_paths")
 def data_is_said_once(given: Given) -> Iterator[str]:
     lists = [key for key in (f"{split}_data_paths" for split in SPLITS) if given.has(key)]
@@ -139,6 +149,7 @@ RUN_RULES: tuple[Rule, ...] = (
     length_is_said_once,
     length_is_given,
     loop_recomputation_needs_recursion,
+    compiled_blocks_hold_their_weights,
     data_is_said_once,
     data_is_given,
     weights_match_paths,

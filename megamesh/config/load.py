@@ -1,7 +1,7 @@
 """YAML files → one validated `RunConfig`, or one error that lists every problem.
 
     files ──yaml_files──▶ flat keys ──┬─ ours ──▶ sections (types, ranges) ──▶ checks.py (rules across sections) ──▶ RunConfig
-                 overrides ──▶────────┼─ NeoX's: renamed, ignored (one notice) or refused (neox.py)
+                 overrides ──▶────────┼─ NeoX's: renamed, ignored (one notice) or refused (neox.py); fp16, bf16 (precision_blocks.py)
                                       └─ anything else: a problem that names the nearest known key
 
 Problems never hide each other: a rule is left out only where a key that it reads is itself wrong. Nothing but the YAML files is
@@ -19,7 +19,8 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from megamesh.config.checks import check_complete, check_rules
-from megamesh.config.neox import FP16_REASON, IGNORED, PRECISION_BLOCKS, REFUSED, RENAMED, precision_of
+from megamesh.config.neox import IGNORED, REFUSED, RENAMED
+from megamesh.config.precision_blocks import PRECISION_BLOCKS, choose_precision, keys_without_effect
 from megamesh.config.rule import Given, show_value
 from megamesh.config.sections import SECTIONS, RunConfig, Section
 from megamesh.config.yaml_files import FlatKeys, apply_overrides, normalise, read_files, yaml_text
@@ -74,14 +75,15 @@ def load_config(
     _rename(flat)
     overrides = {RENAMED.get(normalise(key), normalise(key)): value for key, value in (overrides or {}).items()}
     apply_overrides(flat, overrides)
-    _choose_precision(flat, superseded="precision" in overrides)
+    choose_precision(flat, overrides.keys())
     values, ignored = _sort_keys(flat)
+    ignored += keys_without_effect(flat)
     sections: dict[str, Any] = {}
     bad_keys: set[str] = set()
     for name, section in SECTIONS.items():
         sections[name] = _build_section(section, values[name], flat, bad_keys)
     run = RunConfig.model_construct(**sections)
-    given = Given(run, flat.places)
+    given = Given(run, {key: place for key, place in flat.places.items() if flat.values.get(key) is not None})
     missing = check_complete(given, bad_keys)
     flat.problems += check_rules(given, bad_keys) + (missing if for_training and not flat.unread else [])
     if flat.problems:
@@ -97,37 +99,6 @@ def _rename(flat: FlatKeys) -> None:
     """Give NeoX's other spellings the name of the key that they mean."""
     for key in [key for key in flat.values if key in RENAMED]:
         flat.add(RENAMED[key], flat.values.pop(key), flat.places.pop(key))
-
-
-def _choose_precision(flat: FlatKeys, superseded: bool) -> None:
-    """Turn `fp16` and `bf16` blocks into `precision`; a `precision` on the command line supersedes them."""
-    asked: dict[str, str] = {}
-    for key in PRECISION_BLOCKS:
-        if key not in flat.values:
-            continue
-        block = flat.values.pop(key)
-        try:
-            wanted = precision_of(key, block)
-        except ValueError as error:
-            flat.problems.append(
-                f"{flat.places[key]}: {key}={show_value(block)} {error}; write precision: bfloat16 or fp32"
-            )
-            continue
-        if wanted is not None and not superseded:
-            asked[key] = wanted
-    asked = {
-        key: wanted
-        for key, wanted in asked.items()
-        if wanted != "fp32" or (len(asked) == 1 and "precision" not in flat.values)
-    }
-    for key, wanted in asked.items():
-        if "precision" not in flat.values:
-            flat.values["precision"], flat.places["precision"] = wanted, flat.places[key]
-        elif flat.values["precision"] != wanted:
-            flat.problems.append(
-                f"{flat.places[key]}: the {key} block asks for {wanted}, but {flat.places['precision']} says "
-                f"precision={flat.values['precision']}; keep one of them"
-            )
 
 
 def _sort_keys(flat: FlatKeys) -> tuple[dict[str, dict[str, Any]], list[str]]:
@@ -186,8 +157,6 @@ def _problem(section: type[Section], key: str, value: Any, error: ErrorDetails, 
     if error["type"] == "missing":
         description = section.model_fields[key].description
         return f"{key} is missing and has no default: {description}"
-    if key == "precision" and value == "fp16":
-        return f"{flat.places[key]}: {FP16_REASON}"
     context = error.get("ctx", {})
     if error["type"] == "literal_error":
         reason = f"is not one of {', '.join(map(str, _choices(section, key)))}"

@@ -3,7 +3,7 @@
     every NeoX key ─┬─ RENAMED   another spelling of a key of ours
                     ├─ IGNORED   without meaning here, whatever its value: accepted, named in one notice
                     ├─ REFUSED   accepted at the values that change nothing, refused with a reason at any other
-                    └─ fp16, bf16   blocks that choose the precision (`precision_of`)
+                    └─ fp16, bf16   blocks that choose the precision (precision_blocks.py)
 
 The contract: a NeoX file either means here what it means there, or is refused with the mend; nothing is dropped silently.
 """
@@ -12,7 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-RENAMED = {"gas": "gradient_accumulation_steps", "save_interval": "checkpoint_factor", "clip_grad": "gradient_clipping"}
+RENAMED = {
+    "gas": "gradient_accumulation_steps",
+    "save_interval": "checkpoint_factor",
+    "clip_grad": "gradient_clipping",
+    "min_scale": "min_loss_scale",
+}
 
 IGNORED_BY_REASON: dict[str, str] = {
     "PyTorch picks the kernels": """
@@ -30,7 +35,7 @@ IGNORED_BY_REASON: dict[str, str] = {
     "log_interval decides what is printed": """
         steps_per_print wall_clock_breakdown log_dir log_grad_norm flops_profiler gradient_noise_scale_n_batches
         gradient_noise_scale_cpu_offload profile_step_start profile_step_stop""",
-    "belongs to fp16 loss scaling": "loss_scale loss_scale_window dynamic_loss_scale hysteresis min_scale",
+    "loss_scale decides it": "dynamic_loss_scale",
     "belongs on the launcher's command line": """
         hostfile include exclude num_nodes num_gpus master_port master_addr launcher force_multi detect_nvlink_pairs
         no_ssh_check ssh_port comment account deepspeed_mpi deepspeed_slurm deepspeed_extra_args""",
@@ -156,26 +161,3 @@ REFUSED: dict[str, Refusal] = {
     "memory_profiling": _refuse(_NOT_YET, False),
     "profile": _refuse(_NOT_YET, False),
 }
-
-PRECISION_BLOCKS = ("fp16", "bf16")
-
-FP16_REASON = (
-    "fp16 is not supported: bfloat16 has fp32's range and trains without loss scaling; "
-    "write precision: bfloat16 in its place, or add --set precision=bfloat16 to the command"
-)
-
-
-def precision_of(key: str, block: Any) -> str | None:
-    """The precision that an `fp16` or `bf16` block asks for: fp16, bfloat16, fp32 (fp16 off), or None for nothing.
-
-    NeoX trains in fp32 where fp16 is switched off and nothing else is said. ValueError where the block is not one.
-    """
-    if block is None:
-        return None
-    if not isinstance(block, Mapping) or not isinstance(block.get("enabled", False), bool):
-        raise ValueError("is not a block such as {enabled: true}")
-    if key == "bf16":
-        return "bfloat16" if block.get("enabled", False) else None
-    if not block.get("enabled", False):
-        return "fp32"
-    return "bfloat16" if block.get("type") == "bfloat16" else "fp16"

@@ -5,12 +5,14 @@ A test compares the file with what this module writes, so that it is never out o
 
 import sys
 from collections.abc import Iterator
+from inspect import cleandoc
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from megamesh.config.neox import IGNORED_BY_REASON, PRECISION_BLOCKS, REFUSED, RENAMED
+from megamesh.config.neox import IGNORED_BY_REASON, REFUSED, RENAMED
+from megamesh.config.precision_blocks import LOSS_SCALE_KEYS, PRECISION_BLOCKS
 from megamesh.config.sections import SECTIONS
 from megamesh.config.yaml_files import yaml_text
 
@@ -33,7 +35,7 @@ def reference() -> str:
 
 def _sections() -> Iterator[str]:
     for name, section in SECTIONS.items():
-        yield f"## {name}\n\n{(section.__doc__ or '').strip()}\n\n| key | type | default | meaning |\n|---|---|---|---|"
+        yield f"## {name}\n\n{cleandoc(section.__doc__ or '')}\n\n| key | type | default | meaning |\n|---|---|---|---|"
         for key, field in section.model_fields.items():
             meaning = _cell(field.description or "").replace("*", "\\*")
             yield f"| `{key}` | {_cell(type_name(field.annotation))} | {_cell(_default(field))} | {meaning} |"
@@ -43,7 +45,8 @@ def _sections() -> Iterator[str]:
 def _neox() -> Iterator[str]:
     yield "## GPT-NeoX keys with another name here\n\n| GPT-NeoX | here |\n|---|---|"
     yield from (f"| `{key}` | `{ours}` |" for key, ours in sorted(RENAMED.items()))
-    yield f"| {', '.join(f'`{key}`' for key in PRECISION_BLOCKS)} blocks | `precision` |\n"
+    blocks, inside = (", ".join(f"`{key}`" for key in keys) for keys in (PRECISION_BLOCKS, LOSS_SCALE_KEYS))
+    yield f"| {blocks} blocks | `precision`; of an fp16 block also {inside} |\n"
     yield "## GPT-NeoX keys without meaning here\n\nAccepted at any value; one notice at start lists those given.\n"
     yield "| why | keys |\n|---|---|"
     for reason, keys in IGNORED_BY_REASON.items():

@@ -32,9 +32,12 @@ class ParallelConfig(Section):
     """How the model is divided over processes."""
 
     pipe_parallel_size: int = Field(0, ge=0, description="Pipeline ranks; 0 and 1 both mean no pipeline.")
-    model_parallel_size: int = Field(1, ge=1, description="Tensor-parallel ranks.")
+    model_parallel_size: int = Field(
+        1, ge=1, description="Tensor-parallel ranks: heads, MLP columns and vocabulary are split over them."
+    )
     sequence_parallel: bool = Field(
-        False, description="Split the states between blocks over the tensor-parallel ranks."
+        False,
+        description="Split the states between blocks over the tensor-parallel ranks by tokens, and with them norms, dropout and routers.",
     )
 
 
@@ -104,7 +107,10 @@ class ModelConfig(Section):
         None, ge=1, description="Token ids of the tokenizer, before padding. Default: asked of the tokenizer."
     )
     make_vocab_size_divisible_by: int = Field(
-        128, ge=1, description="The vocabulary is padded to a multiple of this times model_parallel_size."
+        128,
+        ge=1,
+        description="The vocabulary is padded to a multiple of this times model_parallel_size. Rows of padding are zero, masked out of "
+        "the softmax, never trained and in no checkpoint, so that no result depends on it.",
     )
 
     @property
@@ -245,9 +251,30 @@ class OptimizerConfig(Section):
 
 
 class PrecisionConfig(Section):
-    """Number format of weights and activations; gradients accumulate and the optimizer works in fp32 always."""
+    """Number format of weights and activations; gradients accumulate and the optimizer works in fp32 always.
 
-    precision: Literal["fp32", "bfloat16"] = Field("bfloat16", description="Number format of weights and activations.")
+    In fp16 the loss is multiplied by a scale before backward; the other keys say which, and have no effect in another precision.
+    """
+
+    precision: Literal["fp32", "fp16", "bfloat16"] = Field(
+        "bfloat16", description="Number format of weights and activations."
+    )
+    loss_scale: float = Field(0.0, ge=0, description="fp16: the scale. 0: dynamic, as the four keys below say.")
+    initial_scale_power: int = Field(16, ge=0, le=64, description="fp16, dynamic: the scale starts at 2 to this power.")
+    loss_scale_window: int = Field(
+        1000, ge=1, description="fp16, dynamic: steps without overflow after which the scale doubles."
+    )
+    hysteresis: int = Field(
+        2,
+        ge=1,
+        description="fp16, dynamic: the scale halves at the n-th overflow and at each one after it, until it has doubled again.",
+    )
+    min_loss_scale: float = Field(1.0, gt=0, le=2.0**64, description="fp16, dynamic: the scale never falls below.")
+
+    @property
+    def bytes_per_value(self) -> int:
+        """Bytes of one weight or activation."""
+        return 4 if self.precision == "fp32" else 2
 
 
 class TrainingConfig(Section):
@@ -272,6 +299,7 @@ class TrainingConfig(Section):
     loss_chunk_tokens: int = Field(
         2048, ge=1, description="Tokens whose logits exist at once while the loss is computed."
     )
+    compile: bool = Field(False, description="Run every block through torch.compile.")
     max_nonfinite_steps: int = Field(
         10, ge=1, description="Skipped (non-finite) steps in a row after which the run stops."
     )

@@ -1,8 +1,8 @@
 """Who writes to and reads from which slot: the mean routing of a MeSH model, per step.
 
-    batches ──model──▶ every router's (write, read) [B, S, N] ──mean over tokens──▶ write_TN, read_TN
+    batches ──model──▶ every router's (write, read) [X, N] ──mean over tokens──▶ write_TN, read_TN
 
-Letters: B batch, S sequence, N slots, T router sets (K + 1: the transitional cycle, then one per loop).
+Letters: X tokens, N slots, T router sets (K + 1: the transitional cycle, then one per loop).
 """
 
 from collections.abc import Iterable
@@ -35,8 +35,8 @@ def router_maps(model: Transformer, token_batches: Iterable[Tensor]) -> RouterMa
     num_tokens = 0
 
     def observe(step: int, _router: nn.Module, _inputs: object, weights: tuple[Tensor, Tensor]) -> None:
-        for kind, weight_BSN in enumerate(weights):
-            sums[kind, step] += weight_BSN.double().sum((0, 1)).cpu()
+        for kind, weights_XN in enumerate(weights):
+            sums[kind, step] += weights_XN.double().sum(0).cpu()
 
     handles = [router.register_forward_hook(partial(observe, step)) for step, router in enumerate(routers)]
     try:

@@ -39,17 +39,16 @@ def publish_launch(launch: Launch, environment: MutableMapping[str, str]) -> Non
     environment.setdefault("MASTER_PORT", DEFAULT_PORT)
 
 
-def init_distributed(timeout: timedelta = timedelta(minutes=30)) -> torch.device:
+def init_distributed(timeout: timedelta = timedelta(minutes=30), *, on_gpu: bool | None = None) -> torch.device:
     """Join the process group that the launcher describes (once per process) and return this process's device.
 
-    Raises ConfigError where the processes cannot find each other.
+    `on_gpu` None: where there is a GPU. Raises ConfigError where the processes cannot find each other, and on all of them where a
+    process finds no GPU of its own.
     """
     launch = read_launch(os.environ)
     publish_launch(launch, os.environ)
-    on_gpu = torch.cuda.is_available()
+    on_gpu = torch.cuda.is_available() if on_gpu is None else on_gpu
     device = torch.device("cuda", launch.local_rank) if on_gpu else torch.device("cpu")
-    if on_gpu:
-        torch.cuda.set_device(device)
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
         if launch.world_size == 1:
@@ -57,7 +56,23 @@ def init_distributed(timeout: timedelta = timedelta(minutes=30)) -> torch.device
             dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
         else:
             _join(backend, launch, timeout)
+        if on_gpu:
+            check_gpus(launch.local_rank, torch.cuda.device_count())
+    if on_gpu:
+        torch.cuda.set_device(device)
     return device
+
+
+def check_gpus(local_rank: int, num_gpus: int) -> None:
+    """ConfigError on every process where one finds no GPU at its place on its node. A collective, over gloo."""
+    worst = torch.tensor([local_rank - num_gpus, local_rank + 1, -num_gpus])
+    dist.all_reduce(worst, op=dist.ReduceOp.MAX)
+    missing, processes_per_node, fewest = worst.tolist()
+    if missing >= 0:
+        raise ConfigError(
+            f"{processes_per_node} processes on a node, each of which needs a GPU, and a process that sees {-fewest}; start as many "
+            "processes on a node as it has GPUs, and let each see all (no --gpus-per-task=1 and no CUDA_VISIBLE_DEVICES of its own)"
+        )
 
 
 def _join(backend: str, launch: Launch, timeout: timedelta) -> None:

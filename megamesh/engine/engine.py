@@ -1,14 +1,16 @@
 """One optimizer step over DeepSpeed: accumulate, reduce, look, clip or skip, step.
 
-    micro-batches ──module──▶ loss ──backward──▶ averaged gradients, in this rank's fragments
-                                                      │  one all-reduce: [loss, ‖g‖² of every parameter]
+    micro-batches ──module──▶ loss × scale ──backward──▶ gradients averaged over dp, in this rank's fragments
+                                                      │  ÷ scale, in fp32 (the scale is 1 but in fp16)
+                                                      │  one all-reduce over tp: gradients of replicated parameters
+                                                      │  one all-reduce over all ranks: [loss, ‖g‖² of every parameter]
                                                       ▼
                               non-finite? ──yes──▶ the fragments become NaN: DeepSpeed drops the step on every rank
                                     └──no──▶ fragments × min(1, clip / ‖g‖) ──▶ Adam on fp32 masters ──▶ weights
 
-Exact: gradients are the mean over micro-batches and data-parallel ranks; the norm is that of all parameters, before clipping,
-at every ZeRO stage; a skipped step leaves weights, moments and Adam's step count untouched on all ranks. DeepSpeed's own
-clipping is off, because its norm does not cover every layout.
+Exact: gradients are the mean over micro-batches and data-parallel ranks; the norm is that of all parameters, each counted once, before
+clipping, at every ZeRO stage and tensor-parallel size; replicated parameters stay bit-identical over the tensor axis; a skipped step leaves
+weights, moments and Adam's step count untouched on all ranks. DeepSpeed's own clipping is off: its norm does not cover every layout.
 """
 
 import math
@@ -24,25 +26,36 @@ import megamesh
 from megamesh.config.batch import ResolvedBatch
 from megamesh.config.deepspeed import deepspeed_config
 from megamesh.config.sections import OptimizerConfig, PrecisionConfig
+from megamesh.engine.loss_scale import can_fall, first_loss_scale, next_loss_scale
 from megamesh.engine.optimizer import build_optimizer
 from megamesh.engine.quiet_deepspeed import deepspeed
+from megamesh.engine.replicated import sum_replicated
 from megamesh.engine.schedule import learning_rate
 from megamesh.engine.zero_access import open_access
 from megamesh.parallel.mesh import AXES, ProcessMesh
+from megamesh.parallel.mpu import DataParallelMpu
 from megamesh.parallel.shards import ShardSpec
 
 CLIP_EPSILON = 1e-6  # as in torch.nn.utils.clip_grad_norm_
+# Of one parameter; more is as good as infinite: DeepSpeed squares in fp32, and would skip on some ranks only.
+LARGEST_NORM = 1e16
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimizer step did. Where it was skipped, `bad_parameter` is the first in model order, or "loss"."""
+    """What one optimizer step did. Where it was skipped, `bad_parameter` is the first in model order, or "loss".
+
+    `loss_scale` is that of the step, in fp16. `overflowed`: skipped because gradients did not fit into fp16 at this scale, while the loss
+    is finite and the scale can still fall. That is how a dynamic scale finds its place, and says nothing bad about the run.
+    """
 
     loss: float
     grad_norm: float
     learning_rate: float
     skipped: bool
     bad_parameter: str | None
+    loss_scale: float | None = None
+    overflowed: bool = False
 
 
 class TrainingEngine:
@@ -58,17 +71,25 @@ class TrainingEngine:
         mesh: ProcessMesh,
         train_iters: int,
         device: torch.device,
+        shards: Mapping[str, ShardSpec] | None = None,
     ):
-        """Wraps and moves the module; its parameters become bf16 where the precision says so. A collective."""
-        self.mesh, self.device, self.train_iters = mesh, device, train_iters
-        self.num_steps = 0
+        """Wraps and moves the module; its parameters become 16 bits wide where the precision says so. A collective.
+
+        `shards` says of every parameter how it sits in the global one; by default all are replicated over the tensor axis.
+        """
+        self.mesh, self.device, self.train_iters, self.precision = mesh, device, train_iters, precision
+        self.num_steps, self.loss_scale = 0, first_loss_scale(precision)
         self._optimizer_config, self._accumulation = optimizer, batch.gradient_accumulation_steps
         self._names = [name for name, _ in module.named_parameters()]
-        self.shards = {name: ShardSpec(name, tuple(parameter.shape)) for name, parameter in module.named_parameters()}
+        self.shards = dict(shards) if shards is not None else _replicated(module, mesh)
+        self._specs = [self.shards[name] for name in self._names]
         module.to(device)
-        config = _engine_config(deepspeed_config(optimizer, precision, batch), module)
         self._engine, *_ = deepspeed.initialize(
-            model=module, optimizer=build_optimizer(module, optimizer), config=config, dist_init_required=False
+            model=module,
+            optimizer=build_optimizer(module, optimizer),
+            config=_engine_config(deepspeed_config(optimizer, precision, batch), module),
+            mpu=DataParallelMpu(mesh),
+            dist_init_required=False,
         )
         self.access = open_access(self._engine.optimizer)
 
@@ -92,24 +113,30 @@ class TrainingEngine:
         return {"megamesh": megamesh.__version__, "torch": torch.__version__, "deepspeed": deepspeed.__version__}
 
     def train_step(self, micro_batches: Iterable[tuple[Tensor, ...]]) -> StepResult:
-        """One optimizer step on gradient_accumulation_steps micro-batches of this data-parallel rank. A collective."""
+        """One optimizer step on gradient_accumulation_steps micro-batches of this data-parallel rank. A collective.
+
+        Tensor-parallel ranks are given the same micro-batches.
+        """
         rate = learning_rate(self.num_steps, self._optimizer_config, self.train_iters)
         for group in self.access.adam.param_groups:
             group["lr"] = rate
-        loss = self._accumulate(micro_batches)
-        gradients = [self.access.gradient(parameter) for parameter in self.module.parameters()]
+        scale = self.loss_scale.scale
+        loss = self._accumulate(micro_batches, scale)
+        gradients = self._unscaled_gradients(scale)
+        sum_replicated(gradients, self._specs, self.mesh)
         loss_mean, norms = self._inspect(loss, gradients)
-        bad_parameter = next((name for name, norm in norms.items() if not math.isfinite(norm)), None)
-        if bad_parameter is None and not math.isfinite(loss_mean):
-            bad_parameter = "loss"
-        grad_norm = math.sqrt(sum(norm**2 for norm in norms.values()))
-        if bad_parameter is None:
+        bad_parameter = _first_bad(loss_mean, norms)
+        finite, grad_norm = bad_parameter is None, math.sqrt(sum(norm**2 for norm in norms.values()))
+        if finite:
             self._clip(grad_norm, gradients)
         else:
             self._poison(gradients)
         self._engine.step()
         self.num_steps += 1
-        return StepResult(loss_mean, grad_norm, rate, bad_parameter is not None, bad_parameter)
+        overflowed = not finite and math.isfinite(loss_mean) and can_fall(self.loss_scale, self.precision)
+        self.loss_scale = next_loss_scale(self.loss_scale, self.precision, finite=finite)
+        shown_scale = scale if self.precision.precision == "fp16" else None
+        return StepResult(loss_mean, grad_norm, rate, not finite, bad_parameter, shown_scale, overflowed)
 
     @torch.no_grad()
     def evaluate(self, inputs: tuple[Tensor, ...]) -> Tensor:
@@ -122,8 +149,8 @@ class TrainingEngine:
         """Release DeepSpeed's hooks on the module."""
         self._engine.destroy()
 
-    def _accumulate(self, micro_batches: Iterable[tuple[Tensor, ...]]) -> Tensor:
-        """Forward and backward of all micro-batches; returns the sum of their losses."""
+    def _accumulate(self, micro_batches: Iterable[tuple[Tensor, ...]], scale: float = 1.0) -> Tensor:
+        """Forward, and backward from loss × scale, of all micro-batches; returns the sum of their losses."""
         self._engine.train()
         losses = []
         for index, inputs in enumerate(micro_batches):
@@ -131,24 +158,40 @@ class TrainingEngine:
                 self._engine.step()  # not at the boundary of the accumulation: DeepSpeed only counts
             loss = self._engine(*inputs)
             losses.append(loss.detach().double())
-            self._engine.backward(loss)
+            self._engine.backward(loss * scale)
         assert len(losses) == self._accumulation, f"{len(losses)} micro-batches for {self._accumulation}"
         return torch.stack(losses).sum()
 
     @torch.no_grad()
+    def _unscaled_gradients(self, scale: float) -> list[Tensor | None]:
+        """This rank's fragments of the gradient of the loss itself, in the order of the parameters."""
+        gradients = [self.access.gradient(parameter) for parameter in self.module.parameters()]
+        if scale != 1:
+            torch._foreach_div_([gradient for gradient in gradients if gradient is not None], scale)
+        return gradients
+
+    @torch.no_grad()
     def _inspect(self, loss: Tensor, gradients: Sequence[Tensor | None]) -> tuple[float, dict[str, float]]:
-        """Mean loss and every parameter's gradient norm over all ranks: one all-reduce, one look from the host."""
+        """Mean loss and every parameter's gradient norm over all ranks: one all-reduce, one look from the host.
+
+        Over the whole mesh, because all must agree. What several ranks hold alike counts once: each reports its share.
+        """
         found = [(index, gradient) for index, gradient in enumerate(gradients) if gradient is not None]
         report = torch.zeros(1 + len(self._names), dtype=torch.float64, device=self.device)
-        data_parallel_size = self.mesh.size("dp")
-        report[0] = loss / (self._accumulation * data_parallel_size)
+        report[0] = loss / (self._accumulation * self.mesh.size("dp") * self.mesh.size("tp"))
         if found:
             squares = torch.stack(torch._foreach_norm([gradient for _, gradient in found])).double().square()
             indices = torch.tensor([1 + index for index, _ in found], device=self.device)
-            report[indices] = squares / (data_parallel_size if self.access.replicated else 1)
-        dist.all_reduce(report, group=self.mesh.group("dp"))
+            copies = torch.tensor([self._num_copies(index) for index, _ in found], device=self.device)
+            report[indices] = squares / copies
+        dist.all_reduce(report)
         loss_mean, *squares_all = report.tolist()
         return loss_mean, {name: _root(square) for name, square in zip(self._names, squares_all, strict=True)}
+
+    def _num_copies(self, index: int) -> int:
+        """How many ranks hold the same gradient fragment of a parameter."""
+        data_parallel = self.mesh.size("dp") if self.access.replicated else 1
+        return data_parallel * (self.mesh.size("tp") if self._specs[index].dim is None else 1)
 
     @torch.no_grad()
     def _clip(self, grad_norm: float, gradients: Sequence[Tensor | None]) -> None:
@@ -172,6 +215,20 @@ class TrainingEngine:
 
 def _root(square: float) -> float:
     return math.sqrt(square) if square >= 0 else math.nan
+
+
+def _first_bad(loss: float, norms: Mapping[str, float]) -> str | None:
+    """What keeps a step from being taken: the first parameter in model order whose gradient is not finite, or the loss."""
+    for name, norm in norms.items():
+        if not norm < LARGEST_NORM:  # so written, NaN is caught too
+            return name
+    return None if math.isfinite(loss) else "loss"
+
+
+def _replicated(module: nn.Module, mesh: ProcessMesh) -> dict[str, ShardSpec]:
+    """Every parameter whole on every tensor-parallel rank, saved by the first."""
+    writes = mesh.rank("tp") == 0
+    return {name: ShardSpec(name, tuple(value.shape), writes=writes) for name, value in module.named_parameters()}
 
 
 def _engine_config(config: Mapping[str, Any], module: nn.Module) -> dict[str, Any]:

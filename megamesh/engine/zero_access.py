@@ -3,7 +3,8 @@
     wrapper in DeepSpeed 0.19            used for                   a rank holds                        class here
     none (torch's own optimizer)         fp32, stage 0              everything                          WholeAccess
     BF16_Optimizer                       bf16, stages 0 and 1       one flat range of each group        FlatRangeAccess
-    DeepSpeedZeroOptimizer               fp32 1 and 2, bf16 2       one flat range of each group        FlatRangeAccess
+    DeepSpeedZeroOptimizer               fp32 1 and 2, bf16 2,      one flat range of each group        FlatRangeAccess
+                                         fp16 0, 1 and 2
     DeepSpeedZeroOptimizer_Stage3        stage 3                    one flat range of each parameter    ParameterRangeAccess
 
 A `Fragment` is what a rank holds of one parameter: a flat, writable view, and where it starts in the flattened parameter.

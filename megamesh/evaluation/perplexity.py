@@ -2,7 +2,8 @@
 
     this rank's micro-batches ──engine.evaluate──▶ Σ loss·tokens, Σ tokens ──sum over data-parallel ranks──▶ mean loss
 
-Every evaluation of a run sees the same samples, so that its numbers can be compared.
+Every evaluation of a run sees the same samples, so that its numbers can be compared. Tensor-parallel ranks read the same samples and
+get the same loss: they are not added up.
 """
 
 import math

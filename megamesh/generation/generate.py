@@ -5,9 +5,12 @@
                                                                                └── one token per sequence ◀───────────┘
 
 Contract: a batch gives each prompt the tokens that it would get alone (up to rounding), greedy or sampled; a sequence ends after
-`stop_id`, which is not part of the result. Ids from `vocab_size` on (rows that pad the vocabulary) are never produced.
+`stop_id`, which is not part of the result. Only ids below `vocab_size`, the tokenizer's, are produced; the model may have more.
 
-Letters: B batch, S sequence, V padded vocabulary.
+A model that is divided over the tensor axis is called with the same arguments on every rank, and each gets the same result: the cache holds
+the rank's key/value heads, and the first rank's choice of a token counts.
+
+Letters: B batch, S sequence, V vocabulary.
 """
 
 import logging
@@ -15,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from megamesh.errors import ConfigError
@@ -46,7 +50,8 @@ def generate(
 ) -> list[Continuation]:
     """Continue every prompt (token ids, at least one each); results in the order of the prompts.
 
-    Raises ConfigError for an empty prompt, or one that leaves no room within learned positions.
+    A collective where the model is divided. Raises ConfigError for an empty prompt, one that leaves no room within learned positions, or a
+    model whose states are divided by tokens.
     """
     results: dict[int, list[int]] = {index: [] for index in range(len(prompts))}
     stopped: set[int] = set()
@@ -93,7 +98,7 @@ def _steps(
     device = next(model.parameters()).device
     state = _Decoder(model, pad_left(prompts, device), [len(prompt) for prompt in prompts], max_new_tokens)
     for _ in range(max_new_tokens):
-        tokens_B = sampler(state.next_logits()[:, :vocab_size])
+        tokens_B = _agreed(sampler(state.next_logits()[:, :vocab_size]), model)
         tokens = tokens_B.tolist()
         yield dict(zip(indices, tokens, strict=True))
         going = [row for row, token in enumerate(tokens) if token != stop_id]
@@ -107,7 +112,18 @@ def _steps(
         state.append(tokens_B)
 
 
+def _agreed(tokens_B: Tensor, model: Transformer) -> Tensor:
+    """The first tensor rank's tokens, on all of them: a GPU may round sums over the vocabulary otherwise each time."""
+    if model.tp.group is not None:
+        dist.broadcast(tokens_B, group=model.tp.group, group_src=0)
+    return tokens_B
+
+
 def _check(model: Transformer, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    if model.tp.sequence_parallel:
+        raise ConfigError(
+            "sequence_parallel=true: tokens that come one by one cannot be divided over ranks; load the checkpoint without it"
+        )
     if max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens={max_new_tokens} asks for nothing; use 1 or more")
     if any(len(prompt) == 0 for prompt in prompts):
@@ -118,7 +134,7 @@ def _check(model: Transformer, prompts: Sequence[Sequence[int]], max_new_tokens:
             f"a prompt and max_new_tokens={max_new_tokens} make {longest} tokens, "
             f"more than the {limit} positions that the model has learned; shorten one of them"
         )
-    if longest > limit:
+    if longest > limit and model.tp.rank == 0:
         log.warning("%d tokens are more than the %d that the model was trained on; quality may fall", longest, limit)
 
 
@@ -145,9 +161,9 @@ class _Decoder:
         places_S = torch.arange(start, end, device=self.unread_BS.device)
         positions = (places_S - self.padding_B1).clamp(min=0) if self.padded else places_S
         mask = left_padding_mask(self.padding_B1, places_S) if self.padded else None
-        h_BSD = self.model.states(self.unread_BS, positions, mask, self.cache)
+        h_TD = self.model.states(self.unread_BS, positions, mask, self.cache)
         self.cache.advance(end - start)
-        return self.model.head.logits(h_BSD[:, -1])
+        return self.model.head.logits(h_TD.unflatten(0, self.unread_BS.shape)[:, -1])
 
     def append(self, tokens_B: Tensor) -> None:
         self.unread_BS = tokens_B[:, None]

@@ -18,7 +18,7 @@ A language model pretrained with MegaMesh.
 | layers | {layers} |
 | hidden size, heads, key/value heads | {hidden}, {heads}, {kv_heads} |
 | longest trained sequence | {length} tokens |
-| vocabulary | {vocab} token ids, padded to {padded} rows |
+| vocabulary | {vocab} token ids |
 | weights | {dtype} |
 
 ```python
@@ -29,10 +29,12 @@ model = AutoModelForCausalLM.from_pretrained("{name}"{trust})
 inputs = tokenizer(["Once upon a time"], return_tensors="pt", padding=True)
 print(tokenizer.batch_decode(model.generate(**inputs, max_new_tokens=40), skip_special_tokens=True)[0])
 ```
+{unknown}{recursion}"""
 
-No text encodes to the ids from {vocab} to {padded}: their rows only pad the vocabulary. `generate` suppresses them; code that
+_UNKNOWN = """
+The tokenizer knows {known} of the model's {rows} token ids, and no text encodes to the others. `generate` suppresses them; code that
 samples from the logits itself should do the same.
-{recursion}"""
+"""
 
 _RECURSION = """
 The core layers run {loops} times in a forward pass, so keys and values are cached for {depth} layers, the compute depth
@@ -47,10 +49,10 @@ def model_card(
     model: ModelConfig,
     recursion: RecursionConfig,
     vocab_size: int,
-    padded_vocab_size: int,
+    num_known_ids: int,
     dtype: str,
 ) -> str:
-    """Text of the card: what the model is, how to load it, what the padded rows are."""
+    """Text of the card: what the model is, how to load it, and which of its `vocab_size` token ids the tokenizer does not know."""
     layout = recursion.layout
     own_code = architecture == "megamesh"
     about = ""
@@ -70,7 +72,7 @@ def model_card(
         kv_heads=model.kv_heads,
         length=model.sequence_length,
         vocab=vocab_size,
-        padded=padded_vocab_size,
+        unknown=_UNKNOWN.format(known=num_known_ids, rows=vocab_size) if num_known_ids < vocab_size else "",
         dtype=dtype,
         trust=", trust_remote_code=True" if own_code else "",
         recursion=about,

@@ -1,7 +1,7 @@
 """Our configuration as transformers', and back.
 
-    ModelConfig + RecursionConfig + padded vocabulary ──to_hf_config──▶ GPTNeoXConfig | LlamaConfig | MegaMeshConfig
-                                                      ◀─from_hf_config─ the dictionary in a config.json
+    ModelConfig + RecursionConfig + vocabulary ──to_hf_config──▶ GPTNeoXConfig | LlamaConfig | MegaMeshConfig
+                                               ◀─from_hf_config─ the dictionary in a config.json
 
 Every choice that changes what the model computes is written, also where transformers' default is the same value today.
 """
@@ -48,7 +48,7 @@ def to_hf_config(
     special: SpecialTokens,
     dtype: str,
 ) -> PreTrainedConfig:
-    """The configuration to write beside weights of `dtype` ("float32", "bfloat16"). `vocab_size` is the padded one."""
+    """The configuration to write beside weights of `dtype` ("float32", "bfloat16"). `vocab_size` counts the embedding's rows."""
     common = {
         "architectures": [CLASSES[architecture]],
         "dtype": dtype,

@@ -19,7 +19,7 @@ class MegaMeshConfig(PreTrainedConfig):
 
     `num_hidden_layers` is the compute depth, which is also the number of entries of a KV cache:
     num_prelude_layers + num_core_layers · num_loops + num_coda_layers. A plain stack has only prelude layers.
-    `vocab_size` counts the padded vocabulary: ids that the tokenizer does not know belong to rows that were never trained.
+    `vocab_size` counts the rows of embedding and head, none of them padding; the tokenizer may know fewer ids.
     """
 
     model_type = "megamesh"

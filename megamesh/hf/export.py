@@ -4,8 +4,9 @@
                         └──────────────── anything goes wrong: removed ◀──────────────────┘
 
 Contract: the tensors are those of the checkpoint bit for bit in float32 (rounded once for bfloat16; √D is folded into the embedding of a
-gpt_neox or llama export). The padded rows of the vocabulary are kept, as GPT-NeoX does: `vocab_size` in config.json is the padded one, and
-generation_config.json suppresses the ids that no text encodes to. Both models are compared in fp32, ours with the export's rounding.
+gpt_neox or llama export). `vocab_size` in config.json is the model's true vocabulary: checkpoints hold no padding. Where the tokenizer
+knows fewer ids, generation_config.json suppresses the others, which no text encodes to. Both models are compared in fp32, ours with the
+export's rounding.
 """
 
 import json
@@ -46,7 +47,7 @@ class ModelSource:
 
     model: ModelConfig
     recursion: RecursionConfig
-    vocab_size: int  # rows of the embedding: the padded vocabulary
+    vocab_size: int  # rows of the embedding: the true vocabulary
     weights: Callable[[], Iterator[tuple[str, Tensor]]]
     description: str = "model"
 
@@ -121,7 +122,7 @@ def _write_and_compare(
     _write_configuration(source, tokenizer, folder, architecture, dtype)
     (folder / "README.md").write_text(
         model_card(
-            output.name, architecture, source.model, source.recursion, tokenizer.vocab_size, source.vocab_size, dtype
+            output.name, architecture, source.model, source.recursion, source.vocab_size, tokenizer.vocab_size, dtype
         ),
         encoding="utf-8",
     )
@@ -150,12 +151,12 @@ def _write_configuration(
     to_hf_config(architecture, source.model, source.recursion, source.vocab_size, special, dtype).save_pretrained(
         folder
     )
-    unused = list(range(tokenizer.vocab_size, source.vocab_size))
+    never_in_text = list(range(tokenizer.vocab_size, source.vocab_size))
     GenerationConfig(
         bos_token_id=special.bos,
         eos_token_id=special.eos,
         pad_token_id=special.eos if special.pad is None else special.pad,
-        suppress_tokens=unused or None,
+        suppress_tokens=never_in_text or None,
     ).save_pretrained(folder)
     if architecture == "megamesh":
         for file in REMOTE_CODE:

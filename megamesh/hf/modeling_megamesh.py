@@ -175,7 +175,7 @@ class _Trace:
 
 
 class MegaMeshForCausalLM(MegaMeshPreTrainedModel, GenerationMixin):
-    """The model with its head over the (padded) vocabulary."""
+    """The model with its head over the vocabulary."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_in.weight"}  # noqa: RUF012 - transformers copies it per model
     _tp_plan = {"lm_head": "colwise_gather_output"}  # noqa: RUF012

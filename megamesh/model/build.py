@@ -3,14 +3,16 @@
 import torch
 
 from megamesh.config.sections import ModelConfig, PrecisionConfig, RecursionConfig, TrainingConfig
+from megamesh.model.compile import compile_blocks
 from megamesh.model.init import initialise
 from megamesh.model.recompute import Recompute
 from megamesh.model.transformer import Transformer
+from megamesh.parallel.tensor import SINGLE, TensorParallel
 
 
 def torch_dtype(precision: PrecisionConfig) -> torch.dtype:
     """The type of weights and activations."""
-    return torch.bfloat16 if precision.precision == "bfloat16" else torch.float32
+    return {"fp32": torch.float32, "fp16": torch.float16, "bfloat16": torch.bfloat16}[precision.precision]
 
 
 def empty_model(
@@ -21,11 +23,21 @@ def empty_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     training: TrainingConfig | None = None,
+    padded_vocab_size: int | None = None,
+    tp: TensorParallel = SINGLE,
 ) -> Transformer:
-    """A Transformer with unset weights, for a reader that fills them (`vocab_size` is the padded one)."""
+    """A Transformer (this rank's part of one) with unset weights, for a reader that fills them."""
     training = training or TrainingConfig()
     with torch.device("meta"):
-        module = Transformer(model, recursion, vocab_size, Recompute.from_config(training), training.loss_chunk_tokens)
+        module = Transformer(
+            model,
+            recursion,
+            vocab_size,
+            Recompute.from_config(training),
+            training.loss_chunk_tokens,
+            padded_vocab_size=padded_vocab_size,
+            tp=tp,
+        )
     module = module.to(dtype).to_empty(device=device)
     module.tie_head()
     return module
@@ -39,8 +51,24 @@ def build_model(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    padded_vocab_size: int | None = None,
+    tp: TensorParallel = SINGLE,
 ) -> Transformer:
-    """A Transformer with weights drawn from `training.seed`."""
-    module = empty_model(model, recursion, vocab_size, device=device, dtype=dtype, training=training)
+    """A Transformer with weights drawn from `training.seed`: on every layout parts of the same ones.
+
+    Raises ConfigError where its blocks are to be compiled and cannot be.
+    """
+    module = empty_model(
+        model,
+        recursion,
+        vocab_size,
+        device=device,
+        dtype=dtype,
+        training=training,
+        padded_vocab_size=padded_vocab_size,
+        tp=tp,
+    )
     initialise(module, model, recursion, training.seed)
+    if training.compile:
+        compile_blocks(module)
     return module

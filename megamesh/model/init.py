@@ -1,6 +1,6 @@
 """Initial weights, drawn for each parameter from a stream of its own, so that no layout or device changes them.
 
-    (seed, name) ──▶ CPU generator ──▶ the whole parameter in fp32 ──▶ the model's device and type
+    (seed, name) ──▶ CPU generator ──▶ the global parameter in fp32 ──▶ this rank's part, on the model's device, in its type
 
 Distributions follow GPT-NeoX, with D the hidden size and L the compute depth: `normal` N(0, std²), `scaled_normal`
 N(0, std²/(2L)), `small_init` N(0, 2/(5D)) (Nguyen and Salazar 2019), `wang_init` N(0, 4/(L²·D)) (Wang and Komatsuzaki 2021).
@@ -10,11 +10,13 @@ Norms start at 1, biases at 0.
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from megamesh.config.recursion import parse_scheme
 from megamesh.config.sections import InitMethod, ModelConfig, RecursionConfig
+from megamesh.model.transformer import Transformer
 from megamesh.parallel.random import keyed_generator
+from megamesh.parallel.shards import fill_from_global
 
 _WRITES_TO_STATE = ("attention.out.weight", "mlp.down.weight")
 
@@ -31,10 +33,13 @@ def standard_deviation(method: InitMethod, model: ModelConfig) -> float:
 
 
 @torch.no_grad()
-def initialise(module: nn.Module, model: ModelConfig, recursion: RecursionConfig, seed: int) -> None:
-    """Draw every parameter of a Transformer in place."""
-    for name, parameter in module.named_parameters():
-        parameter.copy_(initial_value(name, tuple(parameter.shape), model, recursion, seed))
+def initialise(module: Transformer, model: ModelConfig, recursion: RecursionConfig, seed: int) -> None:
+    """Draw every parameter in place: its global tensor first, one at a time, of which this rank keeps its part."""
+    for name, spec in module.shards().items():
+        # Without a name for the global tensor, it is gone before the next one is drawn.
+        fill_from_global(
+            module.get_parameter(name), initial_value(name, spec.global_shape, model, recursion, seed), spec
+        )
 
 
 def initial_value(

@@ -25,27 +25,27 @@ class Recompute:
             return Recompute(0)
         return Recompute(training.checkpoint_num_layers if training.checkpoint_activations_per == "block" else None)
 
-    def run(self, blocks: nn.ModuleList, h_BSD: Tensor, inputs: AttentionInputs, first_layer: int) -> Tensor:
-        """Run consecutive blocks, the first of which is compute layer `first_layer`: [B, S, D] → [B, S, D]."""
+    def run(self, blocks: nn.ModuleList, h_TD: Tensor, inputs: AttentionInputs, first_layer: int) -> Tensor:
+        """Run consecutive blocks, the first of which is compute layer `first_layer`: [T, D] → [T, D]."""
         if self.blocks == 0 or not is_grad_enabled():
-            return _run(blocks, h_BSD, inputs, first_layer)
+            return _run(blocks, h_TD, inputs, first_layer)
         length = self.blocks or max(len(blocks), 1)
         for start in range(0, len(blocks), length):
             stretch: Callable[..., Tensor] = _run
             # ZeRO 3 stores parameters in pieces between uses, which the default check would take for a changed tensor.
-            h_BSD = checkpoint(
+            h_TD = checkpoint(
                 stretch,
                 blocks[start : start + length],
-                h_BSD,
+                h_TD,
                 inputs,
                 first_layer + start,
                 use_reentrant=False,
                 determinism_check="none",
             )
-        return h_BSD
+        return h_TD
 
 
-def _run(blocks: nn.ModuleList, h_BSD: Tensor, inputs: AttentionInputs, first_layer: int) -> Tensor:
+def _run(blocks: nn.ModuleList, h_TD: Tensor, inputs: AttentionInputs, first_layer: int) -> Tensor:
     for offset, block in enumerate(blocks):
-        h_BSD = block(h_BSD, inputs, first_layer + offset)
-    return h_BSD
+        h_TD = block(h_TD, inputs, first_layer + offset)
+    return h_TD

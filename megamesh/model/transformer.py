@@ -6,29 +6,36 @@
     h(K) ──coda──▶ final norm ──head──▶ loss or logits
 
 A plain stack is the same with all its blocks in the prelude and no loop. Parameter names do not depend on how the model is
-laid out over processes; checkpoints are keyed by them.
+laid out over processes; checkpoints are keyed by them. States between blocks are [T, D], T = B·S tokens, batch-major: under sequence
+parallelism this rank's T/size of them. The tensor axis comes in through the constructor; of size 1 it changes nothing.
 
-Letters: B batch, S sequence, D hidden size, V padded vocabulary, K loops.
+Letters: B batch, S sequence, T tokens, D hidden size, V vocabulary (without padding), K loops.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megamesh.config.recursion import RecursionLayout
 from megamesh.config.sections import ModelConfig, RecursionConfig
 from megamesh.model.attention import KeyValueCache, attention_inputs
-from megamesh.model.block import build_block
+from megamesh.model.block import StateDropout, build_block
 from megamesh.model.embedding import TokenEmbedding
 from megamesh.model.head import Head
 from megamesh.model.norms import build_norm
 from megamesh.model.recompute import Recompute
 from megamesh.model.recursion.highway import Highway
 from megamesh.model.recursion.schemes import SumScheme, build_routers, build_scheme
+from megamesh.parallel.layers import shard_specs
+from megamesh.parallel.shards import ShardSpec
+from megamesh.parallel.tensor import SINGLE, TensorParallel
 
 
 class Transformer(nn.Module):
-    """Embedding, prelude, recursion, coda, head. `vocab_size` is the padded one; weights are drawn by `build.py`."""
+    """Embedding, prelude, recursion, coda, head. Weights are drawn by `build.py`.
+
+    `vocab_size` counts token ids. Embedding and head have `padded_vocab_size` rows, where that is given: padding is in no result, gradient
+    or checkpoint.
+    """
 
     def __init__(
         self,
@@ -37,22 +44,27 @@ class Transformer(nn.Module):
         vocab_size: int,
         recompute: Recompute | None = None,
         loss_chunk_tokens: int = 2048,
+        *,
+        padded_vocab_size: int | None = None,
+        tp: TensorParallel = SINGLE,
     ):
         super().__init__()
         layout = recursion.layout or RecursionLayout(model.num_layers, 0, 0, 0, shared=True)
-        self.config, self.recompute = model, recompute or Recompute()
+        num_rows = padded_vocab_size or vocab_size
+        self.config, self.recompute, self.tp = model, recompute or Recompute(), tp
         self.num_loops, self.num_core, self.core_shared = layout.num_loops, layout.num_core, layout.shared
-        self.embedding = TokenEmbedding(model, vocab_size)
+        self.embedding = TokenEmbedding(model, vocab_size, num_rows, tp)
         self.position_embedding = (
             nn.Embedding(model.max_position_embeddings, model.hidden_size) if model.pos_emb == "learned" else None
         )
-        self.prelude = nn.ModuleList(build_block(model) for _ in range(layout.num_prelude))
-        self.core = nn.ModuleList(build_block(model) for _ in range(layout.num_core_weights))
-        self.coda = nn.ModuleList(build_block(model) for _ in range(layout.num_coda))
+        self.dropout = StateDropout(model.hidden_dropout, tp)
+        self.prelude = nn.ModuleList(build_block(model, tp) for _ in range(layout.num_prelude))
+        self.core = nn.ModuleList(build_block(model, tp) for _ in range(layout.num_core_weights))
+        self.coda = nn.ModuleList(build_block(model, tp) for _ in range(layout.num_coda))
         self.routers = build_routers(recursion, layout, model.hidden_size) if layout.num_loops else nn.ModuleList()
         self.scheme = build_scheme(recursion, self.routers) if layout.num_loops else SumScheme(("base",))
         self.final_norm = build_norm(model)
-        self.head = Head(model.hidden_size, vocab_size, loss_chunk_tokens)
+        self.head = Head(model.hidden_size, vocab_size, num_rows, loss_chunk_tokens, tp)
         self.tie_head()
 
     def tie_head(self) -> None:
@@ -62,12 +74,12 @@ class Transformer(nn.Module):
 
     def forward(self, tokens_BS: Tensor, labels_BS: Tensor, loss_mask_BS: Tensor) -> Tensor:
         """The training loss: mean cross entropy of the tokens that the mask counts, a scalar in fp32."""
-        loss: Tensor = self.head(self.states(tokens_BS), labels_BS, loss_mask_BS)
+        loss: Tensor = self.head(self.states(tokens_BS), labels_BS.flatten(), loss_mask_BS.flatten())
         return loss
 
     def logits(self, tokens_BS: Tensor) -> Tensor:
         """Logits [B, S, V] of every token, in the model's type."""
-        return self.head.logits(self.states(tokens_BS))
+        return self.head.logits(self.states(tokens_BS)).unflatten(0, tokens_BS.shape)
 
     def states(
         self,
@@ -76,27 +88,42 @@ class Transformer(nn.Module):
         mask: Tensor | None = None,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
-        """Tokens [B, S] → the final, normed states [B, S, D]. Positions default to 0 … S−1; see `attention_inputs`."""
+        """Tokens [B, S] → this rank's final, normed states [T, D]. Positions default to 0 … S−1; see `attention_inputs`."""
         if positions is None:
             positions = torch.arange(tokens_BS.shape[1], device=tokens_BS.device)
-        inputs = attention_inputs(self.config, positions, mask, cache)
-        h_emb_BSD = self._embed(tokens_BS, positions)
-        h_BSD = self.recompute.run(self.prelude, h_emb_BSD, inputs, first_layer=0)
-        highway, layer = Highway(), len(self.prelude)
-        h_BSD = self.scheme.enter(highway, h_emb_BSD, h_BSD)
+        inputs = attention_inputs(self.config, len(tokens_BS), positions, mask, cache)
+        h_emb_TD = self._embed(tokens_BS, positions)
+        h_TD = self.recompute.run(self.prelude, h_emb_TD, inputs, first_layer=0)
+        highway, layer = self.new_highway(), len(self.prelude)
+        h_TD = self.scheme.enter(highway, h_emb_TD, h_TD)
         for t in range(self.num_loops):
-            h_m_BSD = self.recompute.run(self._core_of(t), h_BSD, inputs, first_layer=layer)
-            h_BSD = self.scheme.advance(highway, t, h_m_BSD)
+            h_m_TD = self.recompute.run(self._core_of(t), h_TD, inputs, first_layer=layer)
+            h_TD = self.scheme.advance(highway, t, h_m_TD)
             layer += self.num_core
-        h_BSD = self.recompute.run(self.coda, h_BSD, inputs, first_layer=layer)
-        out: Tensor = self.final_norm(h_BSD)
+        h_TD = self.recompute.run(self.coda, h_TD, inputs, first_layer=layer)
+        out: Tensor = self.final_norm(h_TD)
         return out
 
+    def new_highway(self) -> Highway:
+        """An empty highway for one micro-batch."""
+        return Highway(self.tp)
+
+    def shards(self) -> dict[str, ShardSpec]:
+        """How this rank's parameters sit in the global ones, by name. Call it while the parameters are whole (ZeRO 3 empties them)."""
+        partial = {name for name, _ in self.named_parameters() if self._sees_only_a_part(name)}
+        return shard_specs(self, tp=self.tp, partial=partial)
+
+    def _sees_only_a_part(self, name: str) -> bool:
+        """Whether a replicated parameter meets only this rank's tokens (routers; all of them under sequence parallelism) or heads."""
+        return self.tp.sequence_parallel or name.startswith("routers.") or ".q_norm." in name or ".k_norm." in name
+
     def _embed(self, tokens_BS: Tensor, positions: Tensor) -> Tensor:
-        h_BSD: Tensor = self.embedding(tokens_BS)
+        h_TD = self.tp.reduce(self.embedding(tokens_BS.flatten()))
         if self.position_embedding is not None:
-            h_BSD = h_BSD + self.position_embedding(positions)
-        return F.dropout(h_BSD, self.config.hidden_dropout, self.training)
+            positions_T = positions.expand_as(tokens_BS).flatten()
+            h_TD = h_TD + self.position_embedding(self.tp.own_tokens(positions_T))
+        out: Tensor = self.dropout(h_TD)
+        return out
 
     def _core_of(self, t: int) -> nn.ModuleList:
         """The core's blocks in loop t: the same ones each time, or the loop's own where nothing is shared."""

@@ -4,13 +4,18 @@
     derive_seed("dropout", seed, first_sample)  dropout of one micro-batch: the same after a resume, whatever came before
 
 A stream that is a pure function of its keys needs no state in the checkpoint, and two ranks that ask for the same keys
-get the same stream.
+get the same stream. Tensor-parallel ranks share the micro-batch's stream, so what they all hold is dropped alike; what each holds
+a part of is dropped under `split_stream`, from a stream of the rank's own that follows from the shared one. torch.compile cannot follow a
+change of streams, and ends its graph there.
 """
 
 import hashlib
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+from torch._compile import _disable_dynamo as not_compiled
 
 
 def derive_seed(*keys: str | int) -> int:
@@ -32,3 +37,17 @@ def seed_micro_batch(seed: int, first_sample: int) -> None:
     value = derive_seed("micro_batch", seed, first_sample)
     random.seed(value)
     torch.manual_seed(value)
+
+
+@not_compiled
+@contextmanager
+def split_stream(rank: int) -> Iterator[None]:
+    """Inside, the process's torch streams are this rank's own; afterwards the shared ones go on.
+
+    One number is drawn from the CPU's shared stream, so that each use differs, and activation checkpointing, which replays that stream,
+    replays this one too.
+    """
+    use = int(torch.randint(2**62, (), device="cpu"))
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_initialized() else []):
+        torch.manual_seed(derive_seed("split", use, rank))
+        yield

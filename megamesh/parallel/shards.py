@@ -9,6 +9,8 @@ parameter is its own global tensor and has no blocks.
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 
 @dataclass(frozen=True)
 class Block:
@@ -28,3 +30,17 @@ class ShardSpec:
     dim: int | None = None
     blocks: tuple[Block, ...] = ()
     writes: bool = True  # False on the ranks that hold a copy which another rank saves
+    # Replicated, but each tensor rank's gradient covers only part of the tokens or heads.
+    partial_gradient: bool = False
+
+
+def fill_from_global(parameter: Tensor, whole: Tensor, spec: ShardSpec) -> None:
+    """Copy this rank's part of a global tensor into its parameter; rows that no block covers (padding) become zero."""
+    if spec.dim is None:
+        parameter.copy_(whole)
+        return
+    if sum(block.length for block in spec.blocks) < parameter.shape[spec.dim]:
+        parameter.zero_()
+    for block in spec.blocks:
+        own = parameter.narrow(spec.dim, block.local_start, block.length)
+        own.copy_(whole.narrow(spec.dim, block.global_start, block.length))

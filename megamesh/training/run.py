@@ -19,6 +19,7 @@ from megamesh.checkpoint.together import on_rank_zero
 from megamesh.config.batch import ResolvedBatch, data_parallel_size, resolve_batch
 from megamesh.config.load import LoadedConfig
 from megamesh.config.sections import RunConfig
+from megamesh.config.tensor_parallel import padded_vocabulary
 from megamesh.data.batch import Batch
 from megamesh.data.build import DataSplits, build_datasets, num_train_samples
 from megamesh.data.dataset import TokenDataset
@@ -27,9 +28,11 @@ from megamesh.engine.distributed import init_distributed, lost_peers_named, shut
 from megamesh.engine.engine import TrainingEngine
 from megamesh.errors import ConfigError, DataError
 from megamesh.model.build import build_model, torch_dtype
+from megamesh.model.counts import count_parameters
 from megamesh.model.flops import flops_per_token
 from megamesh.parallel.agree import rank_zero_first
 from megamesh.parallel.mesh import ProcessMesh
+from megamesh.parallel.tensor import TensorParallel
 from megamesh.training.hooks.checkpoint import CheckpointHook
 from megamesh.training.hooks.console import ConsoleHook
 from megamesh.training.hooks.evaluation import EvaluationHook
@@ -69,16 +72,16 @@ def train(loaded: LoadedConfig, device: torch.device, signals: SignalHook) -> Tr
 def prepare(loaded: LoadedConfig, device: torch.device, signals: SignalHook) -> Trainer:
     """Everything between the process group and the first step."""
     config = loaded.run
-    mesh = ProcessMesh.build(device.type)
     batch = resolve_batch(config.batch, data_parallel_size(config.parallel, dist.get_world_size()))
+    mesh = ProcessMesh.build(device.type, tensor_parallel_size=config.parallel.model_parallel_size)
     rank_zero_first(partial(_check_folders, config))
     vocab_size, train_iters = rank_zero_first(partial(_sizes, config, batch))
-    padded_vocab_size = config.model.padded_vocab_size(vocab_size, config.parallel.model_parallel_size)
+    padded_vocab_size = padded_vocabulary(config, vocab_size)
     start = on_rank_zero(partial(find_start, config, batch, train_iters), "look for a checkpoint")
     state = start.state
     num_samples = state.consumed_samples + max(train_iters - state.step, 0) * batch.train_batch_size
     data = rank_zero_first(partial(_datasets, config, batch, num_samples, vocab_size))
-    engine = _engine(config, mesh, batch, train_iters, padded_vocab_size, device)
+    engine = _engine(config, mesh, batch, train_iters, (vocab_size, padded_vocab_size), device)
     load_start(engine, start)
     hooks = _hooks(
         loaded, signals, data, mesh, batch, train_iters, _throughput(config, batch, padded_vocab_size, device)
@@ -87,7 +90,7 @@ def prepare(loaded: LoadedConfig, device: torch.device, signals: SignalHook) -> 
     batches = _batches(
         data.train, mesh, batch, state.consumed_samples, num_samples, config.data.num_workers, device.type == "cuda"
     )
-    _say_what_follows(state.step, train_iters, batch, config.model.sequence_length)
+    _say_what_follows(state.step, train_iters, batch, config)
     return Trainer(
         engine,
         mesh,
@@ -101,13 +104,17 @@ def prepare(loaded: LoadedConfig, device: torch.device, signals: SignalHook) -> 
     )
 
 
-def _say_what_follows(step: int, train_iters: int, batch: ResolvedBatch, sequence_length: int) -> None:
+def _say_what_follows(step: int, train_iters: int, batch: ResolvedBatch, config: RunConfig) -> None:
     if step >= train_iters:
         log.info("step %d of %d is done: nothing is left to train", step, train_iters)
         return
+    parallel = config.parallel
+    divided = f" × {parallel.model_parallel_size} tensor-parallel" if parallel.model_parallel_size > 1 else ""
+    split = ", states split by tokens" if parallel.sequence_parallel else ""
     log.info(
-        "steps %d to %d, each of %d samples of %d tokens on %d data-parallel ranks",
-        step + 1, train_iters, batch.train_batch_size, sequence_length, batch.data_parallel_size,
+        "steps %d to %d, each of %d samples of %d tokens, on %d data-parallel%s ranks%s",
+        step + 1, train_iters, batch.train_batch_size, config.model.sequence_length,
+        batch.data_parallel_size, divided, split,
     )  # fmt: skip
 
 
@@ -164,12 +171,29 @@ def _batches(
 
 
 def _engine(
-    config: RunConfig, mesh: ProcessMesh, batch: ResolvedBatch, train_iters: int, vocab_size: int, device: torch.device
+    config: RunConfig,
+    mesh: ProcessMesh,
+    batch: ResolvedBatch,
+    train_iters: int,
+    vocab_sizes: tuple[int, int],
+    device: torch.device,
 ) -> TrainingEngine:
-    dtype = torch_dtype(config.precision)
-    model = build_model(config.model, config.recursion, config.training, vocab_size, device=device, dtype=dtype)
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    log.info("%s parameters in %s on %s", f"{num_parameters:,}", config.precision.precision, device)
+    """This rank's part of the model, with initial weights, in its engine. Vocabulary sizes: true and padded."""
+    vocab_size, padded_vocab_size = vocab_sizes
+    model = build_model(
+        config.model,
+        config.recursion,
+        config.training,
+        vocab_size,
+        device=device,
+        dtype=torch_dtype(config.precision),
+        padded_vocab_size=padded_vocab_size,
+        tp=TensorParallel.on(mesh, sequence_parallel=config.parallel.sequence_parallel),
+    )
+    num_parameters = count_parameters(config.model, config.recursion, padded_vocab_size).total
+    own = sum(parameter.numel() for parameter in model.parameters())
+    part = "" if own == num_parameters else f", {own:,} of them on this rank"
+    log.info("%s parameters%s, in %s on %s", f"{num_parameters:,}", part, config.precision.precision, device)
     return TrainingEngine(
         model,
         optimizer=config.optimizer,
@@ -178,6 +202,7 @@ def _engine(
         mesh=mesh,
         train_iters=train_iters,
         device=device,
+        shards=model.shards(),
     )
 
 

@@ -12,7 +12,7 @@ import torch
 
 from megamesh.config.sections import PrecisionConfig
 
-# Dense bf16 tensor-core peaks in TFLOP/s, from the vendors' data sheets; the device's name must match as a whole.
+# Dense bf16 and fp16 tensor-core peaks in TFLOP/s, from the vendors' data sheets; the device's name must match as a whole.
 PEAK_TFLOPS = {
     r"NVIDIA B200": 2250.0,
     r"NVIDIA H200": 989.0,
@@ -27,14 +27,14 @@ PEAK_TFLOPS = {
 
 
 def device_peak_tflops(device: torch.device, precision: PrecisionConfig) -> float | None:
-    """The known dense peak of a GPU that trains in bfloat16; None for CPUs, unknown devices and fp32."""
-    if device.type != "cuda" or precision.precision != "bfloat16":
+    """The known dense peak of a GPU that trains in bfloat16 or fp16; None for CPUs, unknown devices and fp32."""
+    if device.type != "cuda" or precision.precision == "fp32":
         return None
     return known_peak_tflops(torch.cuda.get_device_name(device))
 
 
 def known_peak_tflops(name: str) -> float | None:
-    """The dense bf16 peak of the GPU with this name; None where it is not known, as for a part (MIG) of a GPU."""
+    """The dense bf16 and fp16 peak of the GPU with this name; None where it is not known, as for a part (MIG) of a GPU."""
     return next((peak for pattern, peak in PEAK_TFLOPS.items() if re.fullmatch(pattern, name)), None)
 
 

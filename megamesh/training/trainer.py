@@ -79,7 +79,9 @@ class Trainer:
             started = time.perf_counter()
             result = self.engine.train_step(self._micro_batches())
             self.step_seconds = time.perf_counter() - started
-            self.state = self.state.after_step(self.batch.train_batch_size, skipped=result.skipped)
+            self.state = self.state.after_step(
+                self.batch.train_batch_size, skipped=result.skipped, overflowed=result.overflowed
+            )
             for hook in self.hooks:
                 hook.after_step(self, result)
         for hook in self.hooks:

@@ -47,9 +47,10 @@ def test_what_does_not_fit_is_named(tmp_path) -> None:
     with_config("model", activation="tanh")
     with pytest.raises(CheckpointError, match=r"model\.activation"):
         open_checkpoint(folder)
-    with_config("model", make_vocab_size_divisible_by=16, vocab_size=30)
-    with pytest.raises(DataError, match="57 token ids"):
-        open_checkpoint(folder)
+    for vocab_size in (30, 64):
+        with_config("model", vocab_size=vocab_size)
+        with pytest.raises(DataError, match=r"57 token ids.*57 rows"):
+            open_checkpoint(folder)
     for path, text in ((tmp_path / "nowhere", "does not exist"), (tmp_path, "neither")):
         with pytest.raises(CheckpointError, match=text):
             open_checkpoint(path)

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from megamesh.checkpoint.meta import RunState
+from megamesh.config.sections import PrecisionConfig
+from megamesh.model.build import torch_dtype
 from tests.checkpoint.runs import load_and_train, load_each, train_and_save, train_straight
 from tests.distributed import run
 from tests.engine.runs import Setup
@@ -20,13 +22,14 @@ WRITERS = {
     "two, stage 3": (2, Setup(3)),
     "two, bf16 1": (2, Setup(1, "bfloat16")),
     "two, bf16 3": (2, Setup(3, "bfloat16")),
+    "two, fp16 2": (2, Setup(2, "fp16")),
 }
 
 
 @pytest.mark.parametrize(
     ("stage", "precision"),
     [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bfloat16"), (2, "bfloat16"), (3, "bfloat16")],
-)  # bf16 at stage 0 is stage 1
+)  # bf16 at stage 0 is stage 1; fp16, with its loss scale, is in tests/engine/test_fp16.py
 def test_ten_steps_and_ten_after_loading_are_twenty_bit_for_bit(tmp_path, stage, precision):
     setup = Setup(stage, precision)
     straight = run(2, train_straight, setup, 20)
@@ -66,7 +69,7 @@ def test_every_layout_reads_what_every_layout_wrote_bit_for_bit(written, reader)
         assert state.keys() == expected.keys()
         for name, tensor in expected.items():
             assert torch.equal(state[name], tensor), f"{name} differs, written by {writer}"
-        dtype = torch.bfloat16 if setup.precision == "bfloat16" else torch.float32
+        dtype = torch_dtype(PrecisionConfig(precision=setup.precision))
         for name, pattern in weights.items():
             rounded = expected[f"fp32.{name}"].to(dtype).contiguous().view(torch.uint8).numpy().tobytes()
             assert pattern == rounded, f"the model computes with a stale {name}, written by {writer}"

@@ -64,5 +64,5 @@ def test_the_mend_of_a_contradiction_resolves() -> None:
 def test_data_parallel_size_divides_the_processes() -> None:
     assert data_parallel_size(ParallelConfig(), 6) == 6
     assert data_parallel_size(ParallelConfig(pipe_parallel_size=2, model_parallel_size=3), 12) == 2
-    with pytest.raises(ConfigError, match=r"6 processes .* = 4 ranks; start a multiple of 4"):
+    with pytest.raises(ConfigError, match=r"6 processes .* model_parallel_size=4 ranks; start a multiple of 4"):
         data_parallel_size(ParallelConfig(model_parallel_size=4), 6)

@@ -59,10 +59,6 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"recursion_scheme": "mesh"}, ["recursion_scheme=mesh", "without recursion"]),
     ({"mesh_num_slots": 5}, ["mesh_num_slots=5", "without recursion"]),
     ({"checkpoint_activations_per": "loop"}, ["needs recursion"]),
-    # parallel
-    ({"pipe_parallel_size": 2}, ["pipe_parallel_size=2", "use 0 or 1"]),
-    ({"model_parallel_size": 2}, ["model_parallel_size=2", "not supported in this version"]),
-    ({"sequence_parallel": True}, ["sequence_parallel=true", "model_parallel_size"]),
     # batch and length
     ({"train_micro_batch_size_per_gpu": 3}, ["train_batch_size=8", "train_micro_batch_size_per_gpu=3"]),
     (
@@ -105,6 +101,16 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 8}}, ["zero_hpz_partition_size=8"]),
     ({"zero_optimization": {"stage": 3, "zero_quantized_gradients": True}}, ["zero_quantized_gradients", "numbers"]),
     ({"zero_optimization": {"stage": 1, "overlap_com": True}}, ["zero_optimization.overlap_com is not known"]),
+    # loss scale
+    (
+        {"precision": "fp16", "initial_scale_power": 3, "min_loss_scale": 10},
+        ["initial_scale_power=3 (", "at 8, below min_loss_scale=10.0 (", "use initial_scale_power: 4"],
+    ),
+    # compilation
+    (
+        {"compile": True, "zero_optimization": {"stage": 3}},
+        ["compile=true (", "ZeRO stage 3 (", "compile: false, or stage 0, 1 or 2"],
+    ),
     # data
     ({"data_path": None}, ["no data", "data_path", "train_data_paths"]),
     (
@@ -168,6 +174,9 @@ ACCEPTED: list[dict[str, Any]] = [
     {"activation": "swiglu", "intermediate_size": 172},
     {"activation": "swiglu", "mlp_multiple_of": 256},
     {"pipe_parallel_size": 1},
+    {"compile": True, "zero_optimization": {"stage": 2}},
+    {"precision": "fp16", "loss_scale": 128.0, "initial_scale_power": 3, "min_loss_scale": 10.0},
+    {"precision": "fp16", "initial_scale_power": 4, "min_loss_scale": 10.0},
     {"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 2},
     {"train_iters": None, "train_epochs": 2},
     {

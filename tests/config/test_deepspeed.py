@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from megamesh.config.batch import ResolvedBatch
-from megamesh.config.deepspeed import deepspeed_config
+from megamesh.config.deepspeed import deepspeed_config, effective_zero_stage
 from megamesh.config.sections import OptimizerConfig, PrecisionConfig
 
 BATCH = ResolvedBatch(train_batch_size=24, micro_batch_size=2, gradient_accumulation_steps=3, data_parallel_size=4)
@@ -38,6 +38,19 @@ def test_bfloat16_accumulates_in_fp32_and_never_runs_stage_0(
     assert len(caplog.records) == (asked != runs)
 
 
+@pytest.mark.parametrize(("asked", "runs"), [(0, 1), (1, 1), (2, 2), (3, 3)])
+def test_fp16_runs_on_the_same_stages_as_bfloat16(asked: int, runs: int, caplog: pytest.LogCaptureFixture) -> None:
+    precision = PrecisionConfig(precision="fp16")
+    with caplog.at_level(logging.INFO, logger="megamesh"):
+        config = deepspeed_config(optimizer(stage=asked), precision, BATCH)
+    assert config["zero_optimization"]["stage"] == runs == effective_zero_stage(optimizer(stage=asked), precision)
+    assert config["fp16"]["enabled"] and "bf16" not in config
+    assert config["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert [record.getMessage() for record in caplog.records] == (
+        ["fp16 with ZeRO 0 runs on ZeRO 1: same numbers, less memory"] if asked != runs else []
+    )
+
+
 def test_the_batch_is_explicit_and_clipping_and_optimizer_are_the_engines() -> None:
     config = deepspeed_config(optimizer(), PrecisionConfig(), BATCH)
     assert (
@@ -56,7 +69,7 @@ def test_the_users_zero_keys_are_passed_on_and_neox_leftovers_dropped() -> None:
     assert config["zero_optimization"] == {"stage": 2, "overlap_comm": True, "reduce_bucket_size": 1000}
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["fp32", "bfloat16", "fp16"])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_deepspeed_reads_it(stage: int, precision: str) -> None:
     """DeepSpeed's own parser accepts the dictionary and understands batch, stage and precision as meant."""
@@ -71,4 +84,5 @@ def test_deepspeed_reads_it(stage: int, precision: str) -> None:
     assert theirs.train_batch_size == 6 and theirs.gradient_accumulation_steps == 3
     assert theirs.grad_accum_dtype == "fp32" and theirs.gradient_clipping == 0.0
     assert theirs.bfloat16_config.enabled == (precision == "bfloat16")
-    assert theirs.zero_optimization_stage == max(stage, int(precision == "bfloat16"))
+    assert theirs.float16_config.enabled == (precision == "fp16")
+    assert theirs.zero_optimization_stage == max(stage, int(precision != "fp32"))

@@ -143,6 +143,12 @@ def test_null_is_not_given(load: Load, tmp_path: Path) -> None:
     assert any(problem.startswith("num_layers is missing") for problem in errors(path))
 
 
+def test_a_key_that_is_taken_away_is_not_given_to_the_rules_either(load: Load) -> None:
+    """recursion_scheme has a default, which is nobody's mistake beside a plain stack."""
+    loaded = load(recursion="1+1R2+1", recursion_scheme="base", overrides={"recursion": None, "recursion_scheme": None})
+    assert loaded.run.recursion.recursion is None
+
+
 def test_all_problems_come_at_once(tmp_path: Path) -> None:
     text = (
         MODEL.replace("num-attention-heads: 4", "num-attention-heads: 5")

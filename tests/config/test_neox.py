@@ -1,9 +1,12 @@
 """GPT-NeoX files: they mean here what they mean there, or are refused with the mend."""
 
+from typing import Any
+
 import pytest
 
 from megamesh.config.load import SECTION_OF
 from megamesh.config.neox import IGNORED, REFUSED, RENAMED
+from megamesh.config.sections import PrecisionConfig
 
 from .conftest import Load, Problems
 
@@ -62,15 +65,32 @@ PYTHIA = {
     "launcher": "slurm",
     "deepspeed_slurm": True,
 }
-FP16 = {"fp16": True, "enabled": True, "loss_scale": 0, "loss_scale_window": 1000, "hysteresis": 2, "min_loss_scale": 1}
+FP16 = {
+    "fp16": True,
+    "enabled": True,
+    "loss_scale": 0,
+    "loss_scale_window": 500,
+    "initial_scale_power": 12,
+    "hysteresis": 3,
+    "min_loss_scale": 2,
+}
+SCALED = PrecisionConfig(
+    precision="fp16", loss_scale=0, loss_scale_window=500, initial_scale_power=12, hysteresis=3, min_loss_scale=2
+)
 
 
-def test_a_pythia_file_loads_but_for_fp16(load: Load, problems: Problems) -> None:
-    (problem,) = problems(**PYTHIA, fp16=FP16)
-    assert "fp16 is not supported" in problem and "--set precision=bfloat16" in problem and "run.yml:" in problem
-    run = load(**PYTHIA, fp16=FP16, overrides={"precision": "bfloat16"}).run
-    assert run.precision.precision == "bfloat16"
-    assert (run.checkpoint.checkpoint_factor, run.batch.gradient_accumulation_steps) == (1000, 1)
+def test_a_pythia_file_loads_as_it_is(load: Load) -> None:
+    loaded = load(**PYTHIA, fp16=FP16)
+    assert loaded.run.precision == SCALED
+    assert not set(FP16) & set(loaded.ignored_keys)
+    assert (loaded.run.checkpoint.checkpoint_factor, loaded.run.batch.gradient_accumulation_steps) == (1000, 1)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "fp32"])
+def test_the_command_line_takes_a_pythia_file_to_another_precision(load: Load, precision: str) -> None:
+    assert load(**PYTHIA, fp16=FP16, overrides={"precision": precision}).run.precision == PrecisionConfig(
+        precision=precision
+    )
 
 
 @pytest.mark.parametrize(
@@ -78,36 +98,95 @@ def test_a_pythia_file_loads_but_for_fp16(load: Load, problems: Problems) -> Non
     [
         ({}, "bfloat16"),
         ({"precision": "fp32"}, "fp32"),
+        ({"precision": "fp16"}, "fp16"),
         ({"bf16": {"enabled": True}}, "bfloat16"),
         ({"bf16": {"enabled": True}, "fp16": {"enabled": False}}, "bfloat16"),
         ({"bf16": {"enabled": True}, "precision": "bfloat16"}, "bfloat16"),
-        ({"fp16": {"enabled": True, "type": "bfloat16"}}, "bfloat16"),
+        ({"bf16": {"enabled": False}, "fp16": {"enabled": True}}, "fp16"),
+        ({"fp16": {"enabled": True}}, "fp16"),
+        ({"fp16": {"enabled": True, "type": "fp16", "auto_cast": True}, "precision": "fp16"}, "fp16"),
+        ({"fp16": {"type": "fp16"}, "precision": "fp16"}, "fp16"),
+        ({"fp16": {"enabled": True, "type": "bfloat16", "loss_scale": 0}}, "bfloat16"),
         ({"fp16": {"enabled": False}}, "fp32"),
-        ({"fp16": {"enabled": False}, "precision": "bfloat16"}, "bfloat16"),
+        ({"fp16": FP16 | {"enabled": False}}, "fp32"),
+        ({"fp16": {"loss_scale": 0}}, "fp32"),
+        ({"fp16": FP16 | {"enabled": False}, "precision": "bfloat16"}, "bfloat16"),
+        ({"fp16": {"enabled": False}, "bf16": {"enabled": False}}, "fp32"),
+        ({"fp16": {"enabled": False}, "overrides": {"precision": "fp16"}}, "fp16"),
     ],
 )
 def test_precision_from_either_spelling(load: Load, keys: dict[str, object], precision: str) -> None:
-    assert load(**keys).run.precision.precision == precision
+    assert load(**keys).run.precision == PrecisionConfig(precision=precision)
 
 
 @pytest.mark.parametrize(
     ("keys", "essentials"),
     [
-        ({"precision": "fp16"}, ["fp16 is not supported", "precision: bfloat16"]),
         (
             {"precision": "fp32", "bf16": {"enabled": True}},
             ["bf16 block asks for bfloat16", "precision=fp32", "keep one"],
         ),
         ({"fp16": FP16, "precision": "bfloat16"}, ["fp16 block asks for fp16", "precision=bfloat16"]),
+        ({"fp16": FP16, "precision": "fp32"}, ["fp16 block asks for fp16", "precision=fp32"]),
+        ({"fp16": FP16, "bf16": {"enabled": True}}, ["bf16 block asks for bfloat16", "precision=fp16"]),
+        ({"fp16": {"enabled": False}, "precision": "fp16"}, ["fp16 block is not enabled", "precision=fp16"]),
+        (
+            {"fp16": FP16, "loss_scale_window": 100},
+            ["fp16 block says loss_scale_window=500", "says loss_scale_window=100", "keep one"],
+        ),
+        ({"fp16": FP16, "min_scale": 1}, ["fp16 block says min_loss_scale=2", "says min_loss_scale=1"]),
         ({"bf16": True}, ["is not a block"]),
-        ({"precision": "fp8"}, ["is not one of fp32, bfloat16"]),
+        ({"fp16": True}, ["fp16=true is not a block", "precision: fp16"]),
+        ({"precision": "fp8"}, ["is not one of fp32, fp16, bfloat16"]),
+        ({"fp16": {"enabled": "auto"}}, ["fp16.enabled=auto is not true or false"]),
+        ({"bf16": {"enabled": 1}}, ["bf16.enabled=1 is not true or false"]),
+        ({"fp16": FP16 | {"loss_scale_windows": 1}}, ["fp16.loss_scale_windows", "did you mean loss_scale_window?"]),
+        ({"fp16": FP16 | {"opt_level": "O2"}}, ["fp16.opt_level is not a known key; remove it"]),
+        ({"bf16": {"enabled": True, "enable": 1}}, ["bf16.enable is not a known key; did you mean enabled?"]),
+        ({"fp16": FP16 | {"type": "fp8"}}, ["fp16.type=fp8 is not one of fp16, bfloat16"]),
+        ({"fp16": FP16 | {"consecutive_hysteresis": True}}, ["fp16.consecutive_hysteresis=true", "remove it"]),
+        ({"fp16": FP16 | {"fp16_master_weights_and_grads": True}}, ["fp32 always; remove it"]),
+        ({"bf16": {"enabled": True, "check_grad_overflow": False}}, ["bf16.check_grad_overflow=false must stay on"]),
+        ({"fp16": FP16 | {"hysteresis": 0}}, ["hysteresis=0 must be at least 1"]),
+        ({"fp16": FP16 | {"loss_scale": -1}}, ["loss_scale=-1 must be at least 0"]),
+        ({"precision": "fp16", "loss_scale_window": "many"}, ["loss_scale_window=many is not a whole number"]),
     ],
 )
 def test_precision_that_contradicts_or_does_not_exist(
     problems: Problems, keys: dict[str, object], essentials: list[str]
 ) -> None:
     (problem,) = problems(**keys)
-    assert all(essential in problem for essential in essentials)
+    assert "run.yml:" in problem and all(essential in problem for essential in essentials)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"fp16": FP16, "hysteresis": 3},
+        {"fp16": {"enabled": True, "loss_scale": 0, "hysteresis": 3}, "loss_scale_window": 500.0}
+        | {"initial_scale_power": 12, "min_scale": 2.0},
+        {"precision": "fp16", "fp16": {key: value for key, value in FP16.items() if key != "enabled"}},
+        {"fp16": FP16 | {"hysteresis": 7}, "overrides": {"hysteresis": 3}},
+        {"fp16": FP16 | {"hysteresis": 7}, "overrides": {"fp16.hysteresis": 3}},
+        {"fp16": FP16 | {"enabled": False}, "overrides": {"precision": "fp16"}},
+        {"fp16": FP16 | {"consecutive_hysteresis": False, "auto_cast": False}, "loss_scale": None},
+        {"precision": "fp16", **{key: value for key, value in FP16.items() if key not in ("fp16", "enabled")}},
+    ],
+    ids=str,
+)
+def test_loss_scaling_means_the_same_in_the_block_and_beside_it(load: Load, keys: dict[str, Any]) -> None:
+    loaded = load(**keys)
+    assert loaded.run.precision == SCALED and loaded.ignored_keys == []
+
+
+@pytest.mark.parametrize("keys", [{}, {"precision": "fp32"}, {"fp16": FP16 | {"enabled": False}}], ids=str)
+def test_loss_scaling_beside_another_precision_loads_and_is_named(
+    load: Load, keys: dict[str, object], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger="megamesh"):
+        loaded = load(**keys, loss_scale_window=1000, hysteresis=2, min_scale=1.0, dynamic_loss_scale=True)
+    assert loaded.ignored_keys == ["dynamic_loss_scale", "loss_scale_window", "hysteresis", "min_loss_scale"]
+    assert "without meaning here: dynamic_loss_scale, loss_scale_window, hysteresis, min_loss_scale" in caplog.text
 
 
 @pytest.mark.parametrize(

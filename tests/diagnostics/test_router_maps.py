@@ -17,14 +17,15 @@ def test_each_row_is_the_mean_of_its_step_over_all_tokens() -> None:
     batches = [batch(seed=seed)[0] for seed in (0, 1)]
     maps = router_maps(model, batches)
     tokens = torch.cat(batches)
-    inputs, h_emb = attention_inputs(model.config, torch.arange(tokens.shape[1])), model.embedding(tokens)
+    inputs = attention_inputs(model.config, len(tokens), torch.arange(tokens.shape[1]))
+    h_emb = model.embedding(tokens.flatten())
     states = run_mesh(
         h_emb, model.prelude[0](h_emb, inputs, 0), lambda h: model.core[0](h, inputs, 0), model.routers, 5, "h_emb"
     )
-    for step, h_BSD in enumerate([h_emb, *states[:-1]]):
-        write_BSN, read_BSN = model.routers[step](h_BSD)
-        torch.testing.assert_close(maps.write_TN[step], write_BSN.mean((0, 1)))
-        torch.testing.assert_close(maps.read_TN[step], read_BSN.mean((0, 1)))
+    for step, h_TD in enumerate([h_emb, *states[:-1]]):
+        write, read = model.routers[step](h_TD)
+        torch.testing.assert_close(maps.write_TN[step], write.mean(0))
+        torch.testing.assert_close(maps.read_TN[step], read.mean(0))
     assert maps.write_TN.shape == (3, 5)
     torch.testing.assert_close(maps.read_TN.sum(1), torch.ones(3, dtype=torch.float64))
     assert not model.routers[0]._forward_hooks

@@ -1,4 +1,4 @@
-"""Small training runs for the tests of engine and checkpoint: a recursive model, fixed data, any ZeRO stage, and the oracle.
+"""Small training runs for the tests of engine and checkpoint: a recursive model, fixed data, any layout, and the oracle.
 
 Functions at the top level run inside the workers of tests/distributed.py.
 """
@@ -16,13 +16,15 @@ from megamesh.config.batch import ResolvedBatch
 from megamesh.config.sections import ModelConfig, OptimizerConfig, PrecisionConfig, RecursionConfig, TrainingConfig
 from megamesh.engine.engine import StepResult, TrainingEngine
 from megamesh.engine.optimizer import parameter_groups
+from megamesh.engine.zero_access import STATE_KEYS, Fragment
 from megamesh.model.build import build_model
 from megamesh.model.transformer import Transformer
 from megamesh.parallel.mesh import ProcessMesh
+from megamesh.parallel.tensor import SINGLE, TensorParallel
 
-VOCAB, SEQUENCE, GLOBAL_BATCH = 64, 16, 4
+VOCAB, PADDED_VOCAB, SEQUENCE, GLOBAL_BATCH = 64, 80, 16, 4  # padded where the model is divided over the tensor axis
 PEAK, CLIP, DECAY = 3e-3, 0.9, 0.1
-MICRO_BATCHES = 2  # gradient accumulation steps on two processes, twice as many on one
+MICRO_BATCHES = 2  # gradient accumulation steps on two data-parallel ranks, twice as many on one
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,12 @@ class Setup:
     tied: bool = False
     zero: dict[str, Any] = field(default_factory=dict)  # more keys of the ZeRO block
     seed: int = 7
+    scaling: dict[str, Any] = field(default_factory=dict)  # keys of fp16's loss scale
+    tensor_parallel_size: int = 1
+    sequence_parallel: bool = False
+    scheme: str | None = "mesh"
+    compile: bool = False
+    model: dict[str, Any] = field(default_factory=dict)  # more keys of the model
 
     def optimizer(self) -> OptimizerConfig:
         return OptimizerConfig(
@@ -48,38 +56,47 @@ class Setup:
         )
 
 
-def transformer(setup: Setup) -> Transformer:
+def transformer(setup: Setup, tp: TensorParallel = SINGLE) -> Transformer:
+    keys: dict[str, Any] = {"num_attention_heads": 4, "pos_emb": "rotary", "rotary_pct": 0.5} | setup.model
     model = ModelConfig(
         num_layers=4,
         hidden_size=32,
-        num_attention_heads=4,
         max_position_embeddings=SEQUENCE,
-        pos_emb="rotary",
-        rotary_pct=0.5,
         no_weight_tying=not setup.tied,
+        **keys,
     )
-    recursion = RecursionConfig(recursion="1+1R2+1", recursion_scheme="mesh")
+    recursion = RecursionConfig()
+    if setup.scheme is not None:
+        recursion = RecursionConfig(recursion="1+1R2+1", recursion_scheme=setup.scheme)
     training = TrainingConfig(
         seed=setup.seed,
         checkpoint_activations=setup.checkpoint_activations,
         checkpoint_activations_per=setup.recompute_per,
+        compile=setup.compile,
     )
-    return build_model(model, recursion, training, VOCAB)
+    padded = PADDED_VOCAB if tp.size > 1 else None
+    return build_model(model, recursion, training, VOCAB, padded_vocab_size=padded, tp=tp)
 
 
 @contextmanager
 def training(setup: Setup, module: nn.Module | None = None) -> Iterator[TrainingEngine]:
-    """An engine over all processes of the group, for global batches of GLOBAL_BATCH samples."""
-    world_size = dist.get_world_size()
-    accumulation = MICRO_BATCHES * 2 // world_size
+    """An engine over all processes of the group, for global batches of GLOBAL_BATCH samples. By default of the test model."""
+    mesh = ProcessMesh.build("cpu", tensor_parallel_size=setup.tensor_parallel_size)
+    ranks = mesh.size("dp")
+    accumulation = MICRO_BATCHES * 2 // ranks
+    shards = None
+    if module is None:
+        module = model = transformer(setup, TensorParallel.on(mesh, sequence_parallel=setup.sequence_parallel))
+        shards = model.shards()
     engine = TrainingEngine(
-        transformer(setup) if module is None else module,
+        module,
         optimizer=setup.optimizer(),
-        precision=PrecisionConfig(precision=setup.precision),
-        batch=ResolvedBatch(GLOBAL_BATCH, GLOBAL_BATCH // (accumulation * world_size), accumulation, world_size),
-        mesh=ProcessMesh.build("cpu"),
+        precision=PrecisionConfig(precision=setup.precision, **setup.scaling),
+        batch=ResolvedBatch(GLOBAL_BATCH, GLOBAL_BATCH // (accumulation * ranks), accumulation, ranks),
+        mesh=mesh,
         train_iters=100,
         device=torch.device("cpu"),
+        shards=shards,
     )
     try:
         yield engine
@@ -93,15 +110,15 @@ def global_batch(step: int) -> tuple[Tensor, Tensor, Tensor]:
     return tokens[:, :-1], tokens[:, 1:], torch.ones(GLOBAL_BATCH, SEQUENCE)
 
 
-def my_micro_batches(step: int) -> list[tuple[Tensor, ...]]:
-    """This rank's part: micro-step a takes consecutive samples, rank r the r-th slice of them."""
-    size = dist.get_world_size()
+def my_micro_batches(step: int, mesh: ProcessMesh | None = None) -> list[tuple[Tensor, ...]]:
+    """This data-parallel rank's part: micro-step a takes consecutive samples, rank r the r-th slice of them."""
+    size, rank = (mesh.size("dp"), mesh.rank("dp")) if mesh else (dist.get_world_size(), dist.get_rank())
     slices = zip(*(tensor.chunk(MICRO_BATCHES * 2) for tensor in global_batch(step)), strict=True)
-    return [micro for index, micro in enumerate(slices) if index % size == dist.get_rank()]
+    return [micro for index, micro in enumerate(slices) if index % size == rank]
 
 
 def train(engine: TrainingEngine, first: int, last: int) -> list[StepResult]:
-    return [engine.train_step(my_micro_batches(step)) for step in range(first, last)]
+    return [engine.train_step(my_micro_batches(step, engine.mesh)) for step in range(first, last)]
 
 
 def full_state(engine: TrainingEngine) -> dict[str, Tensor]:
@@ -109,24 +126,39 @@ def full_state(engine: TrainingEngine) -> dict[str, Tensor]:
     engine.access.prepare_state()
     state = {}
     for name, parameter in engine.named_parameters():
-        shape = engine.access.local_shape(parameter)
-        for key in ("fp32", "exp_avg", "exp_avg_sq"):
-            whole = torch.zeros(shape).view(-1)
-            fragment = engine.access.fragment(parameter, key)
-            if fragment is not None and (not engine.access.replicated or dist.get_rank() == 0):
-                whole[fragment.start : fragment.start + fragment.values.numel()] = fragment.values
-            dist.all_reduce(whole)
-            state[f"{key}.{name}"] = whole.view(shape)
+        for key in STATE_KEYS:
+            state[f"{key}.{name}"] = join(engine, name, parameter, engine.access.fragment(parameter, key))
     return state
 
 
+def join(engine: TrainingEngine, name: str, parameter: nn.Parameter, fragment: Fragment | None) -> Tensor:
+    """The global tensor of every rank's fragment. Copies of a replicated one must be the same, bit for bit."""
+    shape, mesh = engine.access.local_shape(parameter), engine.mesh
+    local = torch.zeros(shape).view(-1)
+    if fragment is not None and (not engine.access.replicated or mesh.rank("dp") == 0):
+        local[fragment.start : fragment.start + fragment.values.numel()] = fragment.values
+    dist.all_reduce(local, group=mesh.group("dp"))
+    local, spec = local.view(shape), engine.shards[name]
+    if spec.dim is None:
+        copies = [torch.empty_like(local) for _ in range(mesh.size("tp"))]
+        dist.all_gather(copies, local, group=mesh.group("tp"))
+        assert all(torch.equal(copy, local) for copy in copies), f"{name} differs between tensor ranks"
+        return local
+    whole = torch.zeros(spec.global_shape)
+    for block in spec.blocks:
+        part = local.narrow(spec.dim, block.local_start, block.length)
+        whole.narrow(spec.dim, block.global_start, block.length).copy_(part)
+    dist.all_reduce(whole, group=mesh.group("tp"))
+    return whole
+
+
 def model_weights(engine: TrainingEngine) -> dict[str, Tensor]:
-    """The weights that the model computes with, whole."""
+    """The weights that the model computes with; of divided ones this tensor rank's part."""
     weights = {}
     for name, parameter in engine.named_parameters():
         if hasattr(parameter, "ds_status"):
-            parts = [torch.zeros_like(parameter.ds_tensor) for _ in range(dist.get_world_size())]
-            dist.all_gather(parts, parameter.ds_tensor.data.clone())
+            parts = [torch.zeros_like(parameter.ds_tensor) for _ in range(engine.mesh.size("dp"))]
+            dist.all_gather(parts, parameter.ds_tensor.data.clone(), group=engine.mesh.group("dp"))
             weights[name] = torch.cat(parts)[: parameter.ds_numel].view(parameter.ds_shape).clone()
         else:
             weights[name] = parameter.detach().clone()
@@ -138,14 +170,14 @@ def fingerprint(tensors: dict[str, Tensor]) -> dict[str, bytes]:
     return {name: tensor.contiguous().view(torch.uint8).numpy().tobytes() for name, tensor in tensors.items()}
 
 
-def oracle(setup: Setup, num_steps: int) -> tuple[list[float], list[float], dict[str, Tensor]]:
-    """Plain torch, one process, whole batches: losses, gradient norms before clipping, final weights."""
+def oracle(setup: Setup, num_steps: int, first: int = 0) -> tuple[list[float], list[float], dict[str, Tensor]]:
+    """Plain torch, one process, whole batches from the `first` on: losses, gradient norms before clipping, final weights."""
     module = transformer(setup)
     optimizer = torch.optim.AdamW(
         parameter_groups(module.named_parameters(), DECAY, decay_all=False), lr=PEAK, betas=(0.9, 0.95), eps=1e-6
     )
     losses, norms = [], []
-    for step in range(num_steps):
+    for step in range(first, first + num_steps):
         optimizer.zero_grad()
         loss = module(*global_batch(step))
         loss.backward()

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megamesh.engine.distributed import lost_peers_named, publish_launch
+from megamesh.engine.distributed import check_gpus, lost_peers_named, publish_launch
 from megamesh.errors import ConfigError, TrainingError
 from megamesh.launch import Launch, read_launch
 from megamesh.log import configure_logging
@@ -70,6 +70,24 @@ def test_a_lost_peer_is_one_error_without_the_text_of_a_socket():
 def test_other_errors_are_left_alone():
     with pytest.raises(RuntimeError, match=r"^shapes$"), lost_peers_named():
         raise RuntimeError("shapes")
+
+
+def look_for_gpus(num_gpus: int) -> str:
+    try:
+        check_gpus(dist.get_rank(), num_gpus)
+    except ConfigError as error:
+        return str(error)
+    return "enough"
+
+
+def test_a_process_without_a_gpu_is_an_error_on_all():
+    """One that only the process without a GPU raised would be told by nobody, and leave the others waiting."""
+    assert run(2, look_for_gpus, 2) == ["enough", "enough"]
+    first, second = run(2, look_for_gpus, 1)
+    assert first == second
+    assert first.startswith(
+        "2 processes on a node, each of which needs a GPU, and a process that sees 1; start as many"
+    )
 
 
 def fail_on_rank_zero() -> int:

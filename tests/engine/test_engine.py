@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -24,6 +25,7 @@ from tests.engine.runs import (
 )
 
 STEPS = 20
+STEADY = {"initial_scale_power": 10, "hysteresis": 2}  # of fp16: one overflow leaves the scale as it is
 
 
 def _train(setup: Setup, num_steps: int) -> tuple[list[StepResult], dict[str, Tensor], dict[str, Tensor]]:
@@ -114,42 +116,26 @@ def _rank_zero_loss(module: nn.Module) -> float:
     return loss.item()
 
 
-class _Trap(nn.Module):
-    """The test model with a fault in one batch: in the loss only, or in the gradient of one parameter on one rank."""
-
-    def __init__(self, setup: Setup, fault: str):
-        super().__init__()
-        self.inner, self.fault = transformer(setup), fault
-        self.hooks: list[RemovableHandle] = []
-
-    def forward(self, tokens: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
-        loss: Tensor = self.inner(tokens, labels, mask)
-        return loss
-
-    def arm(self) -> None:
-        if self.fault == "loss":
-            self.hooks = [self.register_forward_hook(lambda _, __, loss: loss + math.inf)]
-        else:
-            linear = self.inner.get_submodule(self.fault)
-            self.hooks = [linear.register_forward_hook(lambda _, __, output: _InfiniteBias.apply(output, linear.bias))]
-
-    def disarm(self) -> None:
-        for hook in self.hooks:
-            hook.remove()
+def _arm(module: nn.Module, fault: str) -> RemovableHandle:
+    """Put a fault into the next micro-batches of this rank: in the loss only, or in the gradient of one linear's bias."""
+    if fault == "loss":
+        return module.register_forward_hook(lambda _, __, loss: loss + math.inf)
+    linear = module.get_submodule(fault)
+    return linear.register_forward_hook(lambda _, __, output: _InfiniteBias.apply(output, linear.bias))
 
 
 def _train_around_a_bad_batch(
     setup: Setup, fault: str, skip: bool
 ) -> tuple[StepResult | None, int, list[float], dict[str, bytes]]:
-    module = _Trap(setup, fault)
+    """Two steps, a bad one if asked for, two more: the bad one's result; Adam's step count, losses and state after it."""
     bad = None
-    with training(setup, module) as engine:
+    with training(setup) as engine:
         train(engine, 0, 2)
         if skip:
-            if torch.distributed.get_rank() == 1:
-                module.arm()
-            bad = engine.train_step(my_micro_batches(99))
-            module.disarm()
+            armed = [_arm(engine.module, fault)] if dist.get_rank() == 1 else []
+            (bad,) = train(engine, 99, 100)
+            for handle in armed:
+                handle.remove()
         losses = [result.loss for result in train(engine, 2, 4)]
         return bad, engine.access.step_count(), losses, fingerprint(full_state(engine) | model_weights(engine))
 
@@ -168,15 +154,27 @@ class _InfiniteBias(torch.autograd.Function):
 
 
 @pytest.mark.parametrize(
-    ("stage", "precision"),
-    [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bfloat16"), (2, "bfloat16"), (3, "bfloat16")],
-)  # bf16 at stage 0 is stage 1
-def test_a_step_with_a_bad_number_on_one_rank_never_was(stage, precision):
-    setup = Setup(stage, precision)
+    "setup",
+    [
+        Setup(0),
+        Setup(1),
+        Setup(2),
+        Setup(3),
+        Setup(1, "bfloat16"),
+        Setup(2, "bfloat16"),
+        Setup(3, "bfloat16"),
+        Setup(1, "fp16", scaling=STEADY),
+        Setup(0, tensor_parallel_size=2),
+        Setup(3, "fp16", scaling=STEADY, tensor_parallel_size=2, sequence_parallel=True),
+    ],
+    ids=lambda setup: f"{setup.stage} {setup.precision} tp{setup.tensor_parallel_size}",
+)  # 16 bits at stage 0 are stage 1
+def test_a_step_with_a_bad_number_on_one_rank_never_was(setup):
     clean = run(2, _train_around_a_bad_batch, setup, "loss", False)
     assert clean[0][1] == 4
-    for fault, blamed in [("loss", "loss"), ("core.0.mlp.up", "inner.core.0.mlp.up.bias")]:
+    for fault, blamed in [("loss", "loss"), ("core.0.mlp.up", "core.0.mlp.up.bias")]:
         for rank, (bad, *after) in enumerate(run(2, _train_around_a_bad_batch, setup, fault, True)):
             assert bad is not None and bad.skipped and bad.bad_parameter == blamed
             assert math.isinf(bad.loss) == (fault == "loss")
+            assert bad.overflowed == (setup.precision == "fp16" and fault != "loss")
             assert after == list(clean[rank][1:]), f"{fault}: training did not continue as if the batch had never been"

@@ -22,6 +22,9 @@ KINDS = [
     (Setup(0, "bfloat16"), "BF16_Optimizer", FlatRangeAccess),
     (Setup(2, "bfloat16"), "DeepSpeedZeroOptimizer", FlatRangeAccess),
     (Setup(3, "bfloat16"), "DeepSpeedZeroOptimizer_Stage3", ParameterRangeAccess),
+    (Setup(0, "fp16"), "DeepSpeedZeroOptimizer", FlatRangeAccess),
+    (Setup(2, "fp16"), "DeepSpeedZeroOptimizer", FlatRangeAccess),
+    (Setup(3, "fp16"), "DeepSpeedZeroOptimizer_Stage3", ParameterRangeAccess),
 ]
 NAMES = [f"{setup.stage} {setup.precision}" for setup, *_ in KINDS]
 
@@ -54,6 +57,7 @@ def _whole_gradient(engine, parameter) -> tuple[Tensor, Tensor]:
     assert (fragment is None) == (values is None)
     if fragment is not None and (not engine.access.replicated or dist.get_rank() == 0):
         assert values.shape == fragment.values.shape
+        assert values.dtype == fragment.values.dtype == torch.float32
         whole[fragment.start : fragment.start + values.numel()] = values
         covered[fragment.start : fragment.start + values.numel()] += 1
     for tensor in (whole, covered):

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from megamesh.config.batch import resolve_batch
+from megamesh.config.batch import data_parallel_size, resolve_batch
 from megamesh.config.load import load_config
 from megamesh.config.sections import RunConfig
+from megamesh.config.tensor_parallel import padded_vocabulary
 from megamesh.model.counts import ParameterCounts, count_parameters
+from megamesh.training.memory import memory_per_rank, parameters_per_rank
 
 FOLDER = Path(__file__).parents[2] / "examples" / "configs"
 MODELS = sorted(path.name for path in FOLDER.glob("*.yml"))
@@ -63,8 +65,21 @@ def counts_of(run: RunConfig) -> ParameterCounts:
 def test_a_model_and_a_site_are_a_run(model: str, site: str) -> None:
     run = run_of(model, site)
     assert counts_of(run).total > 0
-    for data_parallel_size in (1, 2, 4, 8):
-        resolve_batch(run.batch, data_parallel_size)
+    for num_copies in (1, 2, 4, 8):
+        resolve_batch(run.batch, num_copies)
+
+
+@pytest.mark.parametrize("model", ["pythia-6.9b.yml", "1.4b-4+8R2+4-mesh.yml"])
+def test_the_tensor_parallel_site_divides_the_model_over_half_the_devices(model: str) -> None:
+    run = run_of(model, "one-gpu-node-tensor-parallel.yml")
+    assert (run.parallel.model_parallel_size, run.parallel.sequence_parallel) == (2, True)
+    batch = resolve_batch(run.batch, data_parallel_size(run.parallel, world_size=8))
+    assert batch.data_parallel_size == 4
+    assert run.model.vocab_size is not None
+    padded = padded_vocabulary(run, run.model.vocab_size)
+    total = count_parameters(run.model, run.recursion, padded).total
+    assert total / 2 < parameters_per_rank(run, padded) < total / 2 * 1.001
+    assert memory_per_rank(run, batch, padded)["total"] < 80e9 / 2, "the file speaks of GPUs with 80 GB"
 
 
 @pytest.mark.parametrize(("model", "total"), PYTHIA_TOTALS.items())

@@ -14,7 +14,7 @@ from megamesh.model.transformer import Transformer
 from megamesh.tokenizer import Tokenizer, build_tokenizer
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ .\n"
-ROWS = 64  # 57 token ids, padded
+KNOWN = len(CHARACTERS) + 2  # token ids of the tokenizer
 MESH = RecursionConfig(recursion="1+1R2+1")
 PLAIN = RecursionConfig()
 
@@ -29,7 +29,6 @@ def model_config(**changes) -> ModelConfig:
         rotary_pct=0.5,
         no_weight_tying=True,
         gpt_j_residual=True,
-        make_vocab_size_divisible_by=ROWS,
     )
     return ModelConfig(**(keys | changes))
 
@@ -59,7 +58,7 @@ def scramble(module: torch.nn.Module) -> None:
 
 
 def build(model: ModelConfig, recursion: RecursionConfig = MESH) -> Transformer:
-    module = build_model(model, recursion, TrainingConfig(), ROWS)
+    module = build_model(model, recursion, TrainingConfig(), model.vocab_size or KNOWN)
     scramble(module)
     return module.eval()
 
@@ -68,7 +67,7 @@ def source(module: Transformer, recursion: RecursionConfig = MESH) -> ModelSourc
     def weights() -> Iterator[tuple[str, torch.Tensor]]:
         return ((name, parameter.detach()) for name, parameter in module.named_parameters())
 
-    return ModelSource(module.config, recursion, ROWS, weights)
+    return ModelSource(module.config, recursion, module.head.vocab_size, weights)
 
 
 def tokenizer_file(folder: Path) -> Path:
@@ -93,7 +92,7 @@ def load(folder: Path, **options):
 
 
 def tokens(size: int = 2, length: int = 20, seed: int = 0) -> torch.Tensor:
-    return torch.randint(2, len(CHARACTERS) + 2, (size, length), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(2, KNOWN, (size, length), generator=torch.Generator().manual_seed(seed))
 
 
 def greedy_oracle(
@@ -102,7 +101,7 @@ def greedy_oracle(
     """The most probable known token, `count` times, the whole text read anew for each."""
     text = list(prompt)
     for _ in range(count):
-        best = int(logits(torch.tensor([text]))[0, -1, : len(CHARACTERS) + 2].argmax())
+        best = int(logits(torch.tensor([text]))[0, -1, :KNOWN].argmax())
         if best == stop:
             break
         text.append(best)

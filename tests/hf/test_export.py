@@ -13,9 +13,9 @@ from megamesh.hf import export as export_module
 from megamesh.hf.export import ModelSource, export_model
 from megamesh.hf.weights import parse_size
 from tests.hf.small_models import (
+    KNOWN,
     MESH,
     PLAIN,
-    ROWS,
     build,
     export,
     llama_config,
@@ -47,7 +47,8 @@ def test_all_that_a_user_needs_is_there(tmp_path) -> None:
     ]
     assert left_over(tmp_path) == ["export"]
     generation = json.loads((folder / "generation_config.json").read_text())
-    assert generation["eos_token_id"] == 0 and generation["suppress_tokens"] == list(range(57, ROWS))
+    assert generation["eos_token_id"] == 0 and generation.get("suppress_tokens") is None
+    assert json.loads((folder / "config.json").read_text())["vocab_size"] == KNOWN == 57
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     assert settings["padding_side"] == "left" and settings["model_max_length"] == 64 and settings["pad_token"]
     assert settings["model_input_names"] == ["input_ids", "attention_mask"]
@@ -63,6 +64,14 @@ def test_the_tokenizer_gives_our_ids_whatever_the_architecture(model, recursion,
     assert theirs(text)["input_ids"] == ours.encode(text)
     assert theirs.decode(ours.encode(text)) == text
     assert theirs.eos_token_id == ours.eod_id
+
+
+def test_ids_that_the_tokenizer_does_not_know_are_named_and_suppressed(tmp_path) -> None:
+    folder = export(build(model_config(vocab_size=64)), tmp_path)
+    assert json.loads((folder / "config.json").read_text())["vocab_size"] == 64
+    generation = json.loads((folder / "generation_config.json").read_text())
+    assert generation["suppress_tokens"] == list(range(KNOWN, 64))
+    assert "The tokenizer knows 57 of the model's 64 token ids" in (folder / "README.md").read_text()
 
 
 def test_the_report_says_how_close_the_logits_are(tmp_path) -> None:
@@ -132,7 +141,7 @@ def test_weights_that_are_not_the_models_are_refused(tmp_path) -> None:
         export(ours, tmp_path)
     other = source(build(model_config(intermediate_size=64)))
     with pytest.raises(CheckpointError, match=r"mlp\.up\.weight has shape \(64, 32\)"):
-        export_model(ModelSource(model_config(), MESH, ROWS, other.weights), tokenizer(tmp_path), tmp_path / "export")
+        export_model(ModelSource(model_config(), MESH, KNOWN, other.weights), tokenizer(tmp_path), tmp_path / "export")
     with pytest.raises(CheckpointError, match="57 token ids"):
         export_model(ModelSource(model_config(), MESH, 32, other.weights), tokenizer(tmp_path), tmp_path / "export")
     assert left_over(tmp_path) == []

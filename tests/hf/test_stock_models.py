@@ -11,9 +11,9 @@ from megamesh.hf.pretrained import read_pretrained_config, read_pretrained_weigh
 from megamesh.hf.weights import PretrainedWeights
 from megamesh.model.build import empty_model
 from megamesh.model.transformer import Transformer
-from tests.hf.small_models import PLAIN, ROWS, build, export, llama_config, load, model_config, scramble, tokens
+from tests.hf.small_models import KNOWN, PLAIN, build, export, llama_config, load, model_config, scramble, tokens
 
-SIZES = dict(vocab_size=ROWS, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, max_position_embeddings=64)
+SIZES = dict(vocab_size=KNOWN, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, max_position_embeddings=64)
 
 
 def stock_model(name: str):

@@ -8,7 +8,7 @@ import torch
 from megamesh.config.load import load_config
 from megamesh.config.sections import RecursionConfig, TrainingConfig
 from megamesh.model.build import build_model
-from tests.model.test_transformer import saved_bytes
+from tests.model.test_transformer import batch, saved_bytes
 
 QUICKSTART = Path(__file__).parents[2] / "examples/quickstart"
 VOCAB = 4096
@@ -21,7 +21,7 @@ def test_mesh_keeps_at_most_3_percent_more_than_plain_recursion(dtype: torch.dty
     def kept(scheme: str) -> int:
         recursion = RecursionConfig(recursion=run.recursion.recursion, recursion_scheme=scheme)
         model = build_model(run.model, recursion, TrainingConfig(), VOCAB, dtype=dtype)
-        return saved_bytes(model, length=run.model.sequence_length)
+        return saved_bytes(model, batch(length=run.model.sequence_length))
 
     base, mesh = kept("base"), kept("mesh")
     print(f"{dtype}: base {base:,} bytes, mesh {mesh:,} bytes, ratio {mesh / base:.4f}")

@@ -1,9 +1,12 @@
 """The transformer against direct formulas: recursion schemes, causality, recomputation, initial weights, names, memory."""
 
+import weakref
+
 import pytest
 import torch
 
 from megamesh.config.sections import ModelConfig, RecursionConfig, TrainingConfig
+from megamesh.model import init
 from megamesh.model.attention import attention_inputs
 from megamesh.model.build import build_model
 from megamesh.model.init import initial_value
@@ -48,31 +51,31 @@ def test_schemes_follow_their_formula(scheme: str) -> None:
         parameter.data += 0.3 * torch.randn_like(parameter)
     tokens = batch()[0]
     positions = torch.arange(tokens.shape[1])
-    inputs = attention_inputs(model.config, positions)
-    h_emb = model.embedding(tokens)
+    inputs = attention_inputs(model.config, len(tokens), positions)
+    h_emb = model.embedding(tokens.flatten())
     h = h_0 = model.prelude[0](h_emb, inputs, 0)
     for t in range(2):
         out = model.core[0](h, inputs, 0)
         if scheme in ("static", "dynamic"):
             mixer = model.routers[t]
-            a = mixer.weight.expand(1, 1, 3) if scheme == "static" else h @ mixer.weight.T + mixer.bias
+            a = mixer.weight.expand(1, 3) if scheme == "static" else h @ mixer.weight.T + mixer.bias
             h = a[..., :1] * out + a[..., 1:2] * h_0 + a[..., 2:] * h_emb
         else:
             terms = {"residual": h, "anchor": h_0, "anchor*": h_emb, "base": torch.zeros_like(h)}
             h = out + sum(terms[term] for term in scheme.split("+"))
     expected = model.head.logits(model.final_norm(model.coda[0](h, inputs, 0)))
-    torch.testing.assert_close(model.logits(tokens), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(model.logits(tokens).flatten(0, 1), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_mesh_in_the_transformer_equals_the_slot_form() -> None:
     model, ids = build("mesh", scale_embeddings=True), batch()[0]
-    inputs = attention_inputs(model.config, torch.arange(ids.shape[1]))
-    h_emb = model.embedding(ids)
+    inputs = attention_inputs(model.config, len(ids), torch.arange(ids.shape[1]))
+    h_emb = model.embedding(ids.flatten())
     states = run_mesh(
         h_emb, model.prelude[0](h_emb, inputs, 0), lambda h: model.core[0](h, inputs, 0), model.routers, 5, "h_emb"
     )
     expected = model.head.logits(model.final_norm(model.coda[0](states[-1], inputs, 0)))
-    logits = model.logits(ids)
+    logits = model.logits(ids).flatten(0, 1)
     torch.testing.assert_close(logits, expected, rtol=1e-12, atol=1e-12)
     cotangent, parameters = torch.randn_like(expected), list(model.parameters())
     for mine, oracle in zip(
@@ -124,7 +127,7 @@ def test_recomputation_keeps_less() -> None:
     def kept(**keys) -> int:
         training = TrainingConfig(checkpoint_activations=bool(keys), **keys)
         model = build_model(small_model(num_layers=8), RecursionConfig(recursion="1+3R2+1"), training, VOCAB)
-        return saved_bytes(model)
+        return saved_bytes(model, batch())
 
     everything, per_block, per_loop = kept(), kept(checkpoint_num_layers=1), kept(checkpoint_activations_per="loop")
     assert per_loop < kept(checkpoint_num_layers=2) < per_block < 0.6 * everything
@@ -201,7 +204,21 @@ def test_embeddings_are_scaled_by_the_root_of_the_width() -> None:
     torch.testing.assert_close(scaled.embedding(tokens), plain.embedding(tokens) * 32**0.5, rtol=1e-14, atol=0)
 
 
-def saved_bytes(model: Transformer, length: int = 12) -> int:
+def test_no_two_global_tensors_exist_at_once_while_weights_are_drawn(monkeypatch) -> None:
+    drawn: list[weakref.ref] = []
+
+    def watched(*arguments):
+        assert not any(earlier() is not None for earlier in drawn), "the one before is still there"
+        value = initial_value(*arguments)
+        drawn.append(weakref.ref(value))
+        return value
+
+    monkeypatch.setattr(init, "initial_value", watched)
+    build()
+    assert len(drawn) > 10
+
+
+def saved_bytes(model: Transformer, inputs: tuple[torch.Tensor, ...]) -> int:
     """Bytes of all tensors that autograd keeps for backward, parameters left out, each storage counted once."""
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
@@ -213,5 +230,5 @@ def saved_bytes(model: Transformer, length: int = 12) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(*batch(length=length))
+        model(*inputs)
     return sum(storage.nbytes() for storage in kept.values())

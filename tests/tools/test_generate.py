@@ -1,14 +1,26 @@
-"""tools/generate.py: prompts from the command line, a file or the terminal."""
+"""tools/generate.py: prompts from the command line, a file or the terminal, on one process or several."""
 
 import io
 import json
+import os
+import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
+from megamesh.checkpoint.inference import load_for_inference
+from megamesh.generation.sampling import Sampling
+from megamesh.parallel.mesh import ProcessMesh
+from megamesh.parallel.tensor import TensorParallel
+from tests import distributed
 from tests.generation.checkpoints import write_checkpoint
 from tests.hf.small_models import CHARACTERS, MESH, build, greedy_oracle, model_config, tokenizer, tokenizer_file
-from tools.generate import main, read_prompts
+from tools.generate import interact, main, read_prompts, silent
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -107,3 +119,58 @@ def test_a_line_that_is_no_prompt_is_named(ours, tmp_path, capsys) -> None:
     source.write_text('{"text": "a"}\n{"test": "b"}\n')
     assert run(tmp_path, "--input-file", str(source)) == 1
     assert "prompts.jsonl:2" in capsys.readouterr().err
+
+
+def torchrun(tmp_path, *options: str, num_processes: int = 2) -> subprocess.CompletedProcess:
+    """The tool as a user starts it on several processes."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)]
+    return subprocess.run(
+        [*launcher, "tools/generate.py", "--checkpoint", str(tmp_path / "save"), "--max-new-tokens", "6", *options],
+        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
+
+
+def test_two_processes_say_once_what_one_says(ours, tmp_path) -> None:
+    done = torchrun(tmp_path, "--prompt", "The end", "--prompt", "a", "--temperature", "0")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "".join(prompt + greedy_text(ours, tmp_path, prompt) + "\n" for prompt in ("The end", "a"))
+    assert done.stderr.count("on 2 processes") == 1
+
+
+def test_several_processes_tell_an_error_once(tmp_path) -> None:
+    module = build(model_config(num_kv_heads=1))
+    write_checkpoint(tmp_path / "save", module, MESH, tokenizer_file(tmp_path))
+    done = torchrun(tmp_path, "--prompt", "a")
+    assert done.returncode != 0 and done.stdout == ""
+    told = "error: 2 processes cannot divide this model (num_kv_heads=1); start 1 instead"
+    assert done.stderr.count(told) == 1 == done.stderr.count("error: "), done.stderr
+
+
+def _converse(save: Path) -> tuple[str, str]:
+    """A session of two processes; only the first has a terminal."""
+    mesh = ProcessMesh.build("cpu", tensor_parallel_size=2)
+    model, _, letters = load_for_inference(save, tp=TensorParallel.on(mesh))
+    stdin, shown, told = sys.stdin, io.StringIO(), io.StringIO()
+    sys.stdin = io.StringIO("The end\n" + "a" * 70 + "\na\n" if dist.get_rank() == 0 else "")
+    try:
+        with redirect_stdout(shown), redirect_stderr(told), silent(dist.get_rank() > 0):
+            interact(model, letters, 6, Sampling(temperature=0))
+    finally:
+        sys.stdin = stdin
+    return shown.getvalue(), told.getvalue()
+
+
+def test_a_session_of_two_processes_is_one_session(tmp_path) -> None:
+    module = build(model_config(pos_emb="learned"))
+    write_checkpoint(tmp_path / "save", module, MESH, tokenizer_file(tmp_path))
+    first, second = distributed.run(2, _converse, tmp_path / "save")
+    assert second == ("", "")
+    assert all(greedy_text(module, tmp_path, prompt) in first[0] for prompt in ("The end", "a"))
+    assert first[1].count("64 positions") == 1
+
+
+def test_one_device_for_several_processes_is_refused(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("RANK", "0"), monkeypatch.setenv("WORLD_SIZE", "2"), monkeypatch.setenv("LOCAL_RANK", "0")
+    assert main(["--checkpoint", str(tmp_path), "--prompt", "a", "--device", "cuda:0"]) == 1
+    assert "--device=cuda:0 cannot be used by 2 processes; use cpu or cuda" in capsys.readouterr().err

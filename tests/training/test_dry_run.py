@@ -4,16 +4,13 @@ import json
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from megamesh.config.load import load_config
 from megamesh.errors import ConfigError
-from megamesh.model.build import build_model
 from megamesh.training.dry_run import describe, dry_run
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +29,7 @@ train_iters: 1000
 """
 
 
-def report(tmp_path: Path, world_size: int = 1, **overrides: Any) -> dict[str, Any]:
+def report(tmp_path: Path, world_size: int | None = 1, **overrides: Any) -> dict[str, Any]:
     path = tmp_path / "model.yml"
     path.write_text(MODEL)
     return dry_run(load_config([path], overrides, for_training=False), world_size)
@@ -63,67 +60,34 @@ def test_counts_batch_and_tokens(tmp_path: Path) -> None:
     assert said["resolved"]["num_slots"] == 5 and said["resolved"]["padded_vocab_size"] == 50304
 
 
-@pytest.mark.parametrize(
-    ("precision", "stage", "weights", "gradients", "optimizer"),
-    [  # bytes per parameter at 8 ranks
-        ("fp32", 0, 4, 4, 8),
-        ("fp32", 1, 4, 4, 12 / 8),
-        ("bfloat16", 0, 2, 4, 12 / 8),
-        ("bfloat16", 1, 2, 4, 12 / 8),
-        ("bfloat16", 2, 2, 4 / 8, 12 / 8),
-        ("bfloat16", 3, 2 / 8, 4 / 8, 12 / 8),
-    ],
-)
-def test_memory_by_zero_stage(
-    tmp_path: Path, precision: str, stage: int, weights: float, gradients: float, optimizer: float
-) -> None:
-    said = report(tmp_path, world_size=8, precision=precision, zero_optimization={"stage": stage})
-    total, memory = said["parameters"]["total"], said["memory_bytes_per_rank"]
-    for part, per_parameter in (("weights", weights), ("gradients", gradients), ("optimizer", optimizer)):
-        assert memory[part] == int(per_parameter * total)
-    assert memory["total"] == sum(value for part, value in memory.items() if part != "total")
-
-
-def test_recomputation_keeps_fewer_activations(tmp_path: Path) -> None:
-    kept = report(tmp_path)["memory_bytes_per_rank"]["activations"]
-    per_block = report(tmp_path, checkpoint_activations=True)["memory_bytes_per_rank"]["activations"]
-    per_loop = report(tmp_path, checkpoint_activations=True, checkpoint_activations_per="loop")[
-        "memory_bytes_per_rank"
-    ]["activations"]
-    assert per_block < per_loop < kept / 2
+def test_tensor_parallelism_divides_a_rank_and_not_the_model(tmp_path: Path) -> None:
+    keys = {"model_parallel_size": 4, "sequence_parallel": True, "train_micro_batch_size_per_gpu": 4}
+    said, whole = report(tmp_path, world_size=8, **keys), report(tmp_path, train_micro_batch_size_per_gpu=4)
+    assert said["resolved"]["ranks"] == "8 = 2 data × 4 tensor with sequence_parallel"
+    assert said["batch"]["data_parallel_size"] == 2 and said["batch"]["gradient_accumulation_steps"] == 64
+    assert said["resolved"]["padded_vocab_size"] == 50688
+    assert said["parameters"]["non_embedding"] == whole["parameters"]["non_embedding"] == 805_797_918
+    hidden, width = 2048, 8192
+    replicated = (
+        16 * (4 + 2) * hidden + 61_470 + 2 * hidden
+    )  # two norms and two row biases per layer, routers, the final norm
+    split = 16 * (3 * hidden * hidden + 3 * hidden + hidden * hidden + 2 * hidden * width + width) + 2 * 50688 * hidden
+    assert said["parameters"]["total"] == replicated + split
+    assert said["resolved"]["parameters_per_rank"] == replicated + split // 4
+    assert said["memory_bytes_per_rank"]["highway"] * 4 == whole["memory_bytes_per_rank"]["highway"]
 
 
 @pytest.mark.parametrize(
-    "keys",
+    ("keys", "ranks"),
     [
-        {},
-        {"gpt_j_residual": False, "norm": "rmsnorm", "activation": "swiglu", "num_kv_heads": 2},
-        {"recursion": "1+2R3+1"},
+        ({}, "1 = 1 data"),
+        ({"model_parallel_size": 2}, "2 = 1 data × 2 tensor"),
+        ({"model_parallel_size": 2, "sequence_parallel": True}, "2 = 1 data × 2 tensor with sequence_parallel"),
     ],
-    ids=str,
 )
-def test_activations_are_about_what_torch_saves_for_backward(tmp_path: Path, keys: dict[str, Any]) -> None:
-    """The estimate leaves out small things (rotary halves, norms' statistics), so it may be up to a sixth low, and never high."""
-    small = {"num_layers": 8, "hidden_size": 128, "num_attention_heads": 4, "seq_length": 128, "vocab_size": 128}
-    small |= {"recursion": None, "rotary_pct": 0.25, "train_batch_size": 2, "precision": "fp32", **keys}
-    path = tmp_path / "model.yml"
-    path.write_text(MODEL)
-    loaded = load_config([path], small, for_training=False)
-    model = build_model(loaded.run.model, loaded.run.recursion, loaded.run.training, 128)
-    weights, saved = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}, {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    tokens_BS = torch.zeros(2, 128, dtype=torch.long)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = model(tokens_BS, tokens_BS, torch.ones(2, 128))
-    assert loss.requires_grad
-    estimate = dry_run(loaded)["memory_bytes_per_rank"]["activations"]
-    assert 5 / 6 < estimate / sum(saved.values()) < 1
+def test_without_a_world_size_one_copy_of_the_model_is_shown(tmp_path: Path, keys: dict[str, Any], ranks: str) -> None:
+    said = report(tmp_path, world_size=None, **keys)
+    assert said["resolved"]["ranks"] == ranks and said["batch"]["data_parallel_size"] == 1
 
 
 def test_a_batch_that_does_not_divide_is_said_with_the_number_of_processes(tmp_path: Path) -> None:
@@ -143,6 +107,24 @@ def test_the_vocabulary_is_asked_of_the_tokenizer(tmp_path: Path) -> None:
         report(tmp_path, vocab_size=2, tokenizer_type="HFTokenizer", vocab_file=str(tmp_path / "tokenizer.json"))
 
 
+def test_a_tokenizer_whose_vocabulary_is_too_small_to_split_is_refused(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models
+
+    path = tmp_path / "tokenizer.json"
+    words = {"<|endoftext|>": 0, **{f"word {i}": i for i in range(1, 100)}}
+    Tokenizer(models.WordLevel(words, unk_token="word 1")).save(str(path))
+    keys = {"vocab_size": None, "tokenizer_type": "HFTokenizer", "vocab_file": str(path), "model_parallel_size": 2}
+    with pytest.raises(ConfigError) as caught:
+        report(tmp_path, world_size=2, **keys)
+    assert str(caught.value) == (
+        "the tokenizer's vocabulary of 100 is too small for model_parallel_size=2: padded to 256, a multiple of "
+        "2 × make_vocab_size_divisible_by=128, it leaves the last rank nothing but padding; "
+        "use make_vocab_size_divisible_by: 64 or model_parallel_size: 1"
+    )
+    mended = report(tmp_path, world_size=2, **keys, make_vocab_size_divisible_by=64)
+    assert mended["resolved"]["padded_vocab_size"] == 128
+
+
 def test_a_tokenizer_that_is_not_there_yet_is_not_needed_beside_vocab_size(tmp_path: Path) -> None:
     said = report(tmp_path, tokenizer_type="HFTokenizer", vocab_file=str(tmp_path / "later.json"))
     assert said["resolved"]["vocab_size"] == 50277
@@ -153,14 +135,13 @@ def test_the_text_holds_what_the_json_holds(tmp_path: Path) -> None:
     text = describe(said)
     assert f"{said['parameters']['total']:,}" in text and f"{said['flops_per_token']['training']:,}" in text
     assert re.search(r"recursion +4\+8R2\+4\n", text) and "betas: [0.9, 0.95]" in text
+    assert "2 = 2 data\n" in text and re.search(r"highway +\d+\.\d+ GiB", text)
     assert "hostfile" in text and "no data is given" in text and f"{said['batch']['tokens_total']:,}" in text
 
 
-def test_the_tool_prints_one_json_object_quickly_without_deepspeed(tmp_path: Path) -> None:
-    start = time.monotonic()
+def test_the_tool_prints_one_json_object(tmp_path: Path) -> None:
     result = train("--dry-run", "--json", "--world-size", "4", "--set", "train-iters=20", folder=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert time.monotonic() - start < 5
     said = json.loads(result.stdout)
     assert said["parameters"]["non_embedding"] == 805_797_918 and said["batch"]["train_iters"] == 20
     assert set(said) >= {

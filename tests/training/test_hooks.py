@@ -9,8 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from megamesh.checkpoint.meta import RunState
 from megamesh.config.sections import CheckpointConfig
 from megamesh.engine.engine import StepResult
+from megamesh.engine.loss_scale import LossScale
 from megamesh.errors import TrainingError
 from megamesh.training.hooks.checkpoint import is_due
 from megamesh.training.hooks.console import training_line
@@ -57,6 +59,8 @@ def test_progress_averages_since_the_last_line_and_leaves_skipped_steps_out() ->
     assert values["seconds_left"] == pytest.approx(1.0)
     assert "loss  3.0000" in training_line(values)
     assert "80 tokens/s" in training_line(values)
+    assert "loss_scale" not in values and "loss scale" not in training_line(values)
+    assert "loss scale 4096 " in training_line(values | {"loss_scale": 4096.0})
 
 
 def test_metrics_file_drops_what_a_resumed_run_writes_again(tmp_path) -> None:
@@ -112,6 +116,29 @@ def test_too_many_skipped_steps_in_a_row_stop_the_run() -> None:
     trainer.state.consecutive_skipped_steps = 2
     with pytest.raises(TrainingError, match=r"step 7: 2 non-finite steps in a row .*core\.0\.mlp\.up\.weight"):
         hook.after_step(trainer, bad)
+
+
+def test_overflows_of_a_dynamic_loss_scale_are_said_and_neither_counted_nor_forgiven(caplog, monkeypatch) -> None:
+    monkeypatch.setattr(logging.getLogger("megamesh"), "propagate", True)
+    overflow = StepResult(2.5, float("inf"), 1e-3, True, "head.weight", loss_scale=65536.0, overflowed=True)
+    engine = SimpleNamespace(loss_scale=LossScale(32768.0))
+    with caplog.at_level(logging.INFO, "megamesh"):
+        NonFiniteHook(limit=1).after_step(SimpleNamespace(state=state(7), engine=engine), overflow)
+    assert (
+        "step 7 skipped: the gradient of head.weight overflows fp16 at loss scale 65536; the next step is at 32768"
+        in caplog.text
+    )
+    run_state = RunState(0, 0, 7)
+    for skipped, overflowed, in_a_row in [
+        (True, False, 1),
+        (True, True, 1),
+        (True, False, 2),
+        (False, False, 0),
+        (True, True, 0),
+    ]:
+        run_state = run_state.after_step(4, skipped=skipped, overflowed=overflowed)
+        assert run_state.consecutive_skipped_steps == in_a_row
+    assert run_state.skipped_steps == 4
 
 
 def stop_reason_where_rank_1_got_sigterm() -> str | None:

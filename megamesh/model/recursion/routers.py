@@ -3,7 +3,7 @@
 Parameters are named `routers.{t}.…`: for MeSH t = 0 is the transitional cycle and t + 1 belongs to loop t; for static and
 dynamic t is the loop. They are never shared between steps.
 
-Letters: B batch, S sequence, D hidden size, N slots, 3 mixed states (core output, h(0), h_emb).
+Letters: T tokens of this rank, D hidden size, N slots, 3 mixed states (core output, h(0), h_emb).
 """
 
 import torch
@@ -15,8 +15,8 @@ from megamesh.kernels.linear_fp32 import linear_fp32
 class RouterLinear(nn.Linear):
     """A linear with bias whose result is fp32 whatever the model's precision."""
 
-    def forward(self, h_BSD: Tensor) -> Tensor:
-        return linear_fp32(h_BSD, self.weight, self.bias)
+    def forward(self, h_TD: Tensor) -> Tensor:
+        return linear_fp32(h_TD, self.weight, self.bias)
 
 
 class Router(nn.Module):
@@ -27,9 +27,9 @@ class Router(nn.Module):
         self.write = RouterLinear(hidden_size, num_slots)
         self.read = RouterLinear(hidden_size, num_slots)
 
-    def forward(self, h_BSD: Tensor) -> tuple[Tensor, Tensor]:
-        """Write and read weights, each [B, S, N] in fp32, summing to 1 over the slots."""
-        return self.write(h_BSD).softmax(-1), self.read(h_BSD).softmax(-1)
+    def forward(self, h_TD: Tensor) -> tuple[Tensor, Tensor]:
+        """Write and read weights, each [T, N] in fp32, summing to 1 over the slots."""
+        return self.write(h_TD).softmax(-1), self.read(h_TD).softmax(-1)
 
 
 class StaticMixer(nn.Module):
@@ -39,13 +39,13 @@ class StaticMixer(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(3))
 
-    def forward(self, h_BSD: Tensor) -> Tensor:
+    def forward(self, h_TD: Tensor) -> Tensor:
         """Coefficients [3] in fp32; the state is not read."""
-        return self.weight.to(torch.promote_types(h_BSD.dtype, torch.float32))
+        return self.weight.to(torch.promote_types(h_TD.dtype, torch.float32))
 
 
 class DynamicMixer(RouterLinear):
-    """Scalars a1, a2, a3 of each token, [B, S, 3] in fp32, computed from h(t)."""
+    """Scalars a1, a2, a3 of each token, [T, 3] in fp32, computed from h(t)."""
 
     def __init__(self, hidden_size: int):
         super().__init__(hidden_size, 3)

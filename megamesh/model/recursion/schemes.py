@@ -2,9 +2,11 @@
 
     h_emb, prelude output ──enter──▶ h(0) ──core──▶ h_m(0) ──advance(0)──▶ h(1) … ──advance(K−1)──▶ h(K) ──▶ coda
 
-A scheme keeps on the highway whatever it needs later and nothing else. Nothing outside this file knows which scheme runs.
+A scheme keeps on the highway whatever it needs later and nothing else. Nothing outside this file knows which scheme runs. Schemes with
+learned parts work on this rank's tokens (`split`, `join`). Sums keep whole states: they are inputs of blocks, which backward keeps on every
+rank anyway, so dividing them would only cost a collective.
 
-Letters: B batch, S sequence, D hidden size, K loops.
+Letters: T tokens, D hidden size, K loops.
 """
 
 from typing import Protocol
@@ -21,11 +23,11 @@ from megamesh.model.recursion.routers import DynamicMixer, Router, StaticMixer
 class Scheme(Protocol):
     """The two moments at which a scheme acts."""
 
-    def enter(self, highway: Highway, h_emb_BSD: Tensor, h_pre_BSD: Tensor) -> Tensor:
+    def enter(self, highway: Highway, h_emb_TD: Tensor, h_pre_TD: Tensor) -> Tensor:
         """The core's first input h(0), from the embeddings and the prelude's output."""
         ...
 
-    def advance(self, highway: Highway, t: int, h_m_BSD: Tensor) -> Tensor:
+    def advance(self, highway: Highway, t: int, h_m_TD: Tensor) -> Tensor:
         """h(t+1), from the output of the core's loop t."""
         ...
 
@@ -36,18 +38,18 @@ class SumScheme:
     def __init__(self, terms: tuple[str, ...]):
         self.terms = [term for term in terms if term != "base"]
 
-    def enter(self, highway: Highway, h_emb_BSD: Tensor, h_pre_BSD: Tensor) -> Tensor:
+    def enter(self, highway: Highway, h_emb_TD: Tensor, h_pre_TD: Tensor) -> Tensor:
         for term in self.terms:
-            highway.keep(term, h_emb_BSD if term == "anchor*" else h_pre_BSD)
-        return h_pre_BSD
+            highway.keep(term, h_emb_TD if term == "anchor*" else h_pre_TD)
+        return h_pre_TD
 
-    def advance(self, highway: Highway, t: int, h_m_BSD: Tensor) -> Tensor:
-        h_BSD = h_m_BSD
+    def advance(self, highway: Highway, t: int, h_m_TD: Tensor) -> Tensor:
+        h_TD = h_m_TD
         for term in self.terms:
-            h_BSD = h_BSD + highway.recall(term)
+            h_TD = h_TD + highway.recall(term)
         if "residual" in self.terms:
-            highway.keep("residual", h_BSD)
-        return h_BSD
+            highway.keep("residual", h_TD)
+        return h_TD
 
 
 class MixScheme:
@@ -56,15 +58,18 @@ class MixScheme:
     def __init__(self, mixers: nn.ModuleList):
         self.mixers = mixers
 
-    def enter(self, highway: Highway, h_emb_BSD: Tensor, h_pre_BSD: Tensor) -> Tensor:
-        highway.keep("h_emb", h_emb_BSD)
-        highway.keep("h(0)", h_pre_BSD)
-        return highway.keep("h", h_pre_BSD)
+    def enter(self, highway: Highway, h_emb_TD: Tensor, h_pre_TD: Tensor) -> Tensor:
+        h_emb_own_TD, h_pre_own_TD = highway.split(h_emb_TD, h_pre_TD, num_views=2)
+        highway.keep("h_emb", h_emb_own_TD)
+        highway.keep("h(0)", h_pre_own_TD)
+        highway.keep("h", h_pre_own_TD)
+        return h_pre_TD
 
-    def advance(self, highway: Highway, t: int, h_m_BSD: Tensor) -> Tensor:
+    def advance(self, highway: Highway, t: int, h_m_TD: Tensor) -> Tensor:
+        (h_m_TD,) = highway.split(h_m_TD)
         a = self.mixers[t](highway.recall("h"))
-        mixed_BSD = a[..., 0:1] * h_m_BSD + a[..., 1:2] * highway.recall("h(0)") + a[..., 2:3] * highway.recall("h_emb")
-        return highway.keep("h", mixed_BSD.to(h_m_BSD.dtype))
+        mixed_TD = a[..., 0:1] * h_m_TD + a[..., 1:2] * highway.recall("h(0)") + a[..., 2:3] * highway.recall("h_emb")
+        return highway.join("h", mixed_TD.to(h_m_TD.dtype))
 
 
 class MeshScheme:
@@ -74,19 +79,22 @@ class MeshScheme:
         self.routers = routers
         self.transition_input = transition_input
 
-    def enter(self, highway: Highway, h_emb_BSD: Tensor, h_pre_BSD: Tensor) -> Tensor:
-        h_emb_BSD = highway.keep("source.0", h_emb_BSD)
-        h_pre_BSD = highway.keep("source.1", h_pre_BSD)
-        control_BSD = h_emb_BSD if self.transition_input == "h_emb" else h_pre_BSD
-        write_BSN, read_BSN = self.routers[0](control_BSD)
-        write_BSN = highway.keep("write.1", write_BSN)
-        return highway.keep("h", highway_read(read_BSN, [write_BSN], [h_emb_BSD, h_pre_BSD]))
+    def enter(self, highway: Highway, h_emb_TD: Tensor, h_pre_TD: Tensor) -> Tensor:
+        # The prelude was given h_emb, unless it is empty. No block is given its output: the core starts from the first read.
+        h_emb_TD, h_pre_TD = highway.split(h_emb_TD, h_pre_TD, num_views=0 if h_pre_TD is h_emb_TD else 1)
+        h_emb_TD = highway.keep("source.0", h_emb_TD)
+        h_pre_TD = highway.keep("source.1", h_pre_TD)
+        control_TD = h_emb_TD if self.transition_input == "h_emb" else h_pre_TD
+        write_TN, read_TN = self.routers[0](control_TD)
+        write_TN = highway.keep("write.1", write_TN)
+        return highway.join("h", highway_read(read_TN, [write_TN], [h_emb_TD, h_pre_TD]))
 
-    def advance(self, highway: Highway, t: int, h_m_BSD: Tensor) -> Tensor:
-        write_BSN, read_BSN = self.routers[t + 1](highway.recall("h"))
-        sources = [highway.recall(f"source.{i}") for i in range(t + 2)] + [highway.keep(f"source.{t + 2}", h_m_BSD)]
-        writes = [highway.recall(f"write.{i}") for i in range(1, t + 2)] + [highway.keep(f"write.{t + 2}", write_BSN)]
-        return highway.keep("h", highway_read(read_BSN, writes, sources))
+    def advance(self, highway: Highway, t: int, h_m_TD: Tensor) -> Tensor:
+        (h_m_TD,) = highway.split(h_m_TD)
+        write_TN, read_TN = self.routers[t + 1](highway.recall("h"))
+        sources = [highway.recall(f"source.{i}") for i in range(t + 2)] + [highway.keep(f"source.{t + 2}", h_m_TD)]
+        writes = [highway.recall(f"write.{i}") for i in range(1, t + 2)] + [highway.keep(f"write.{t + 2}", write_TN)]
+        return highway.join("h", highway_read(read_TN, writes, sources))
 
 
 def build_routers(recursion: RecursionConfig, layout: RecursionLayout, hidden_size: int) -> nn.ModuleList:

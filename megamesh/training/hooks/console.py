@@ -30,6 +30,8 @@ def training_line(values: dict[str, float]) -> str:
     ]
     if "mfu" in values:
         columns.append(f"MFU {values['mfu']:.1%}")
+    if "loss_scale" in values:
+        columns.append(f"loss scale {values['loss_scale']:.10g}")
     if values["skipped_steps"]:
         columns.append(f"skipped {values['skipped_steps']:.0f}")
     columns.append(f"left {timedelta(seconds=round(values['seconds_left']))}")

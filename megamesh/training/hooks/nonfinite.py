@@ -1,4 +1,7 @@
-"""Stops a run that skips too many steps in a row because loss or gradient are not finite."""
+"""Stops a run that skips too many steps in a row because loss or gradient are not finite.
+
+Overflows by which a dynamic loss scale finds its place are said, not counted: the scale falls until it can fall no further.
+"""
 
 import logging
 
@@ -17,6 +20,12 @@ class NonFiniteHook(Hook):
 
     def after_step(self, trainer: Trainer, result: StepResult) -> None:
         if not result.skipped:
+            return
+        if result.overflowed:
+            log.info(
+                "step %d skipped: the gradient of %s overflows fp16 at loss scale %.10g; the next step is at %.10g",
+                trainer.state.step, result.bad_parameter, result.loss_scale, trainer.engine.loss_scale.scale,
+            )  # fmt: skip
             return
         in_a_row = trainer.state.consecutive_skipped_steps
         log.warning(

@@ -35,6 +35,8 @@ class ProgressHook(Hook):
             "seconds_left": seconds_per_step * (last - step),
             **self.throughput.rates(seconds_per_step),
         }
+        if result.loss_scale is not None:
+            values["loss_scale"] = result.loss_scale
         trainer.publish(Metrics("train", step, values))
         self._restart()
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from megamesh.kernels.linear_cross_entropy import linear_cross_entropy
+from megamesh.parallel.cross_entropy import vocab_parallel_cross_entropy
 
 T, D, V = 23, 3, 17
 
@@ -20,10 +20,14 @@ def _inputs(dtype: torch.dtype = torch.float64):
     return h, weight, labels, mask
 
 
+def _loss(h, weight, labels, mask, chunk):
+    return vocab_parallel_cross_entropy(h, weight, labels, mask, chunk_tokens=chunk, num_real_rows=V)
+
+
 @pytest.mark.parametrize("chunk", [1, 5, 23, 100])
 def test_loss_and_gradients_equal_the_plain_form(chunk: int) -> None:
     h, weight, labels, mask = _inputs()
-    loss = linear_cross_entropy(h, weight, labels, mask, chunk)
+    loss = _loss(h, weight, labels, mask, chunk)
     expected = (F.cross_entropy(h @ weight.T, labels, reduction="none") * mask).sum() / mask.sum()
     torch.testing.assert_close(loss, expected, rtol=1e-13, atol=0)
     for mine, oracle in zip(
@@ -34,7 +38,7 @@ def test_loss_and_gradients_equal_the_plain_form(chunk: int) -> None:
 
 def test_bf16_loss_and_sum_over_chunks_are_fp32() -> None:
     h, weight, labels, mask = _inputs(torch.bfloat16)
-    loss = linear_cross_entropy(h, weight, labels, mask, 1)
+    loss = _loss(h, weight, labels, mask, 1)
     exact_h, exact_weight = (tensor.detach().double().requires_grad_() for tensor in (h, weight))
     rounded_logits = (exact_h @ exact_weight.T).bfloat16().double()
     expected = (F.cross_entropy(rounded_logits, labels, reduction="none") * mask).sum() / mask.sum()
@@ -49,9 +53,20 @@ def test_bf16_loss_and_sum_over_chunks_are_fp32() -> None:
         assert torch.linalg.norm(mine.double() - oracle) < 3.5e-3 * torch.linalg.norm(oracle)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_backward_takes_no_second_gradient_of_the_states(dtype: torch.dtype) -> None:
+    """It begins when all activations are alive: the peak of memory."""
+    kept = []
+    h, weight, labels, mask = _inputs(dtype)
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        loss = _loss(h, weight, labels, mask, 5)
+    (grad,) = torch.autograd.grad(loss, h)
+    assert grad.data_ptr() in {tensor.data_ptr() for tensor in kept}
+
+
 def test_a_mask_that_counts_nothing_gives_zero() -> None:
     h, weight, labels, _ = _inputs()
-    loss = linear_cross_entropy(h, weight, labels, torch.zeros(T), 5)
+    loss = _loss(h, weight, labels, torch.zeros(T), 5)
     grads = torch.autograd.grad(loss, (h, weight))
     assert loss.item() == 0.0 and all(grad.abs().max().item() == 0.0 for grad in grads)
 
@@ -59,9 +74,9 @@ def test_a_mask_that_counts_nothing_gives_zero() -> None:
 def test_evaluation_spends_nothing_on_gradients() -> None:
     h, weight, labels, mask = _inputs()
     with FlopCounterMode(display=False) as training:
-        linear_cross_entropy(h, weight, labels, mask, 4).backward()
+        _loss(h, weight, labels, mask, 4).backward()
     with FlopCounterMode(display=False) as evaluation, torch.no_grad():
-        linear_cross_entropy(h, weight, labels, mask, 4)
+        _loss(h, weight, labels, mask, 4)
     assert evaluation.get_total_flops() == 2 * T * D * V and training.get_total_flops() == 6 * T * D * V
 
 
@@ -78,5 +93,5 @@ def test_full_logits_never_exist() -> None:
 
     h, weight, labels, mask = _inputs()
     with LargestTensor() as seen:
-        linear_cross_entropy(h, weight, labels, mask, 4).backward()
+        _loss(h, weight, labels, mask, 4).backward()
     assert seen.rows == 4

@@ -1,0 +1,282 @@
+"""Processes that each hold a part of one candidate: a process group of their own, a TrainingEngine, random tokens.
+
+    parent ──("steps", 3)──▶ every process calls that method of its TimedEngine ──▶ parent: what each said, by rank
+
+A candidate lives in processes of its own, so that its peak memory is its own and candidates can be asked in turn.
+"""
+
+import multiprocessing
+import os
+import resource
+import socket
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.connection import wait as wait_any
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from megamesh.config.batch import data_parallel_size, resolve_batch
+from megamesh.config.sections import RecursionConfig, RunConfig
+from megamesh.config.tensor_parallel import padded_vocabulary
+from megamesh.diagnostics.highway_memory import watch_highways
+from megamesh.errors import MegaMeshError, TrainingError
+from megamesh.model.build import build_model, torch_dtype
+from megamesh.model.counts import count_parameters
+from megamesh.model.flops import flops_per_token
+from megamesh.model.transformer import Transformer
+from megamesh.parallel.collectives import Communication, count_communication
+from megamesh.parallel.mesh import ProcessMesh
+from megamesh.parallel.tensor import TensorParallel
+from megamesh.training.throughput import device_peak_tflops
+
+Kind = Literal["config", "base", "mesh", "vanilla", "transformers"]
+START_TIMEOUT_SECONDS = 600
+STEP_TIMEOUT_SECONDS = 3600
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A named model to time, and what it is made from."""
+
+    name: str
+    kind: Kind
+    config: RunConfig
+    vocab_size: int
+
+    @property
+    def padded_vocab_size(self) -> int:
+        return padded_vocabulary(self.config, self.vocab_size)
+
+    @property
+    def flops_per_token(self) -> int:
+        """Training FLOPs of one token at compute depth; transformers' model is a plain stack of that depth."""
+        recursion = RecursionConfig() if self.kind == "transformers" else self.config.recursion
+        return flops_per_token(self.config.model, recursion, self.padded_vocab_size).training
+
+
+class Facts(NamedTuple):
+    """What is known of a candidate once it is built."""
+
+    num_parameters: int  # of the whole model
+    tokens_per_step: int
+    peak_tflops: float | None
+
+
+def make_candidate(kind: Kind, config: RunConfig, vocab_size: int) -> Candidate:
+    """The configuration itself, or another model of the same compute depth and width."""
+    recursion = config.recursion
+    if kind == "vanilla":
+        recursion = RecursionConfig()
+    elif kind in ("base", "mesh"):
+        if recursion.recursion is None:
+            raise TrainingError(
+                f"the configuration has no recursion to compare with {kind}; set recursion, or leave --against {kind} out"
+            )
+        recursion = recursion.model_copy(update={"recursion_scheme": kind})
+    elif kind == "transformers" and (config.model.norm != "layernorm" or config.model.gated):
+        raise TrainingError(
+            f"norm={config.model.norm}, activation={config.model.activation}: transformers' GPTNeoX has layernorm and a plain MLP; "
+            "use --against base, or other models of ours"
+        )
+    if kind == "transformers" and config.parallel.model_parallel_size > 1:
+        raise TrainingError(
+            f"model_parallel_size={config.parallel.model_parallel_size}: transformers' model is not divided here; "
+            "use --against base, or other models of ours"
+        )
+    own = recursion.recursion and f"{recursion.recursion} {recursion.recursion_scheme}"
+    name = "transformers GPTNeoX" if kind == "transformers" else own or "vanilla"
+    return Candidate(name, kind, config.model_copy(update={"recursion": recursion}), vocab_size)
+
+
+class CandidateProcesses:
+    """The processes of one candidate, as a context: built on entry, ended on exit.
+
+    Raises ConfigError where the model, the batch or the vocabulary cannot be divided over so many processes, before any is
+    started, and TrainingError with the text of a process that failed.
+    """
+
+    def __init__(self, candidate: Candidate, num_processes: int):
+        padded_vocabulary(candidate.config, candidate.vocab_size)
+        resolve_batch(candidate.config.batch, data_parallel_size(candidate.config.parallel, num_processes))
+        self.candidate, self.num_processes = candidate, num_processes
+        self.connections: list[Connection] = []
+        self.processes: list[Any] = []
+
+    def __enter__(self) -> "CandidateProcesses":
+        context, port = multiprocessing.get_context("spawn"), _free_port()
+        try:
+            for rank in range(self.num_processes):
+                ours, theirs = context.Pipe()
+                arguments = (theirs, self.candidate, rank, self.num_processes, port)
+                process = context.Process(target=_serve, args=arguments, daemon=True)
+                process.start()
+                theirs.close()
+                self.connections.append(ours)
+                self.processes.append(process)
+            self.facts: Facts = self._answers(START_TIMEOUT_SECONDS)[0]
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes:
+            process.kill()
+            process.join()
+
+    def ask(self, method: str, *arguments: Any) -> list[Any]:
+        """Call a method of every process's TimedEngine; what each returned, by rank."""
+        for connection in self.connections:
+            connection.send((method, *arguments))
+        return self._answers(STEP_TIMEOUT_SECONDS)
+
+    def _answers(self, timeout_seconds: float) -> list[Any]:
+        """What every process says, by rank. The first that fails ends the wait: the others may be waiting for it."""
+        answers: dict[int, Any] = {}
+        while len(answers) < len(self.connections):
+            waiting = {self.connections[rank]: rank for rank in range(len(self.connections)) if rank not in answers}
+            ready = wait_any(list(waiting), timeout_seconds)
+            if not ready:
+                raise TrainingError(f"{self.candidate.name}: no answer within {timeout_seconds} s")
+            for connection in ready:
+                assert isinstance(connection, Connection)
+                try:
+                    answer = connection.recv()
+                except (EOFError, ConnectionResetError):
+                    raise TrainingError(f"{self.candidate.name}: a process died; is there enough memory?") from None
+                if isinstance(answer, Exception):
+                    raise TrainingError(f"{self.candidate.name}: {answer}") from answer
+                answers[waiting[connection]] = answer
+        return [answers[rank] for rank in sorted(answers)]
+
+
+def _serve(connection: Connection, candidate: Candidate, rank: int, world_size: int, port: int) -> None:
+    """One process: build the engine, tell its facts, then do what is asked."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(max((os.cpu_count() or 1) // world_size, 1))
+    try:
+        timed = TimedEngine(candidate)
+        connection.send(timed.facts)
+        while True:
+            method, *arguments = connection.recv()
+            connection.send(getattr(timed, method)(*arguments))
+    except EOFError:
+        return
+    except MegaMeshError as error:
+        connection.send(TrainingError(str(error)))
+    except Exception as error:  # whatever it is, the parent must hear of it
+        connection.send(TrainingError(f"{type(error).__name__}: {error}"))
+
+
+class TimedEngine:
+    """This process's part of a candidate, training on random tokens."""
+
+    def __init__(self, candidate: Candidate):
+        from megamesh.engine.distributed import init_distributed  # DeepSpeed is needed only in these processes
+        from megamesh.engine.engine import TrainingEngine
+
+        config, parallel = candidate.config, candidate.config.parallel
+        self.device = init_distributed()
+        mesh = ProcessMesh.build(self.device.type, tensor_parallel_size=parallel.model_parallel_size)
+        self.batch = resolve_batch(config.batch, mesh.size("dp"))
+        tp = TensorParallel.on(mesh, sequence_parallel=parallel.sequence_parallel)
+        module = _module(candidate, tp, self.device)
+        shards = module.shards() if isinstance(module, Transformer) else None
+        tokens = self.batch.train_batch_size * config.model.sequence_length
+        peak = config.log.peak_tflops or device_peak_tflops(self.device, config.precision)
+        self.facts = Facts(_num_parameters(candidate, module), tokens, peak)
+        self.engine = TrainingEngine(
+            module,
+            optimizer=config.optimizer,
+            precision=config.precision,
+            batch=self.batch,
+            mesh=mesh,
+            train_iters=10**6,
+            device=self.device,
+            shards=shards,
+        )
+        shape = (self.batch.micro_batch_size, config.model.sequence_length + 1)
+        generator = torch.Generator().manual_seed(mesh.rank("dp"))  # tensor-parallel ranks read the same samples
+        ids = torch.randint(0, candidate.vocab_size, shape, generator=generator).to(self.device)
+        self.inputs = (ids[:, :-1], ids[:, 1:], torch.ones(shape[0], shape[1] - 1, device=self.device))
+
+    def steps(self, count: int) -> float:
+        """Seconds that `count` optimizer steps take."""
+        started = time.perf_counter()
+        for _ in range(count):
+            self.engine.train_step([self.inputs] * self.batch.gradient_accumulation_steps)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter() - started
+
+    def peak_bytes(self) -> int:
+        """The most memory that this process has held."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def communication(self) -> tuple[Communication, int]:
+        """What one optimizer step says over the tensor axis, and the bytes of one micro-batch's highway on this rank."""
+        module = self.engine.module
+        assert isinstance(module, Transformer), "transformers' model has no tensor axis"
+        with count_communication() as counted, watch_highways(module) as highways:
+            self.steps(1)
+        return counted, highways[-1].num_bytes
+
+
+class _TransformersLoss(nn.Module):
+    """transformers' model as the engine wants it: (tokens, labels, mask) → mean loss."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens_BS: Tensor, labels_BS: Tensor, loss_mask_BS: Tensor) -> Tensor:
+        logits = self.model(input_ids=tokens_BS, use_cache=False).logits.float().flatten(0, 1)
+        nll = F.cross_entropy(logits, labels_BS.flatten(), reduction="none")
+        return (nll * loss_mask_BS.flatten()).sum() / loss_mask_BS.sum()
+
+
+def _num_parameters(candidate: Candidate, module: nn.Module) -> int:
+    """Parameters of the whole model, padding of the vocabulary included."""
+    if isinstance(module, Transformer):
+        return count_parameters(candidate.config.model, candidate.config.recursion, candidate.padded_vocab_size).total
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _module(candidate: Candidate, tp: TensorParallel, device: torch.device) -> nn.Module:
+    config = candidate.config
+    dtype = torch_dtype(config.precision)
+    if candidate.kind != "transformers":
+        return build_model(
+            config.model,
+            config.recursion,
+            config.training,
+            candidate.vocab_size,
+            device=device,
+            dtype=dtype,
+            padded_vocab_size=candidate.padded_vocab_size,
+            tp=tp,
+        )
+    from transformers import AutoModelForCausalLM
+
+    from megamesh.hf.configs import SpecialTokens, to_hf_config
+
+    vocab_size = candidate.padded_vocab_size
+    theirs = to_hf_config("gpt_neox", config.model, RecursionConfig(), vocab_size, SpecialTokens(), "float32")
+    model = AutoModelForCausalLM.from_config(theirs, attn_implementation="sdpa")
+    if config.training.checkpoint_activations:
+        model.gradient_checkpointing_enable()
+    return _TransformersLoss(model.to(device=device, dtype=dtype))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

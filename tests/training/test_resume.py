@@ -1,0 +1,29 @@
+"""What a run may change before it continues from a checkpoint."""
+
+from pathlib import Path
+
+import pytest
+
+from megamesh.config.sections import ModelConfig, ParallelConfig, RecursionConfig
+from megamesh.errors import CheckpointError
+from megamesh.training.resume import check_architecture
+from tests.generation.checkpoints import run_config
+from tests.hf.small_models import MESH, model_config
+
+
+def saved_and_now(model: ModelConfig, recursion: RecursionConfig = MESH, **parallel):
+    run = run_config(model, recursion, Path("vocabulary.json"))
+    return run.model_dump(mode="json"), run.model_copy(update={"parallel": ParallelConfig(**parallel)})
+
+
+def test_how_the_model_is_divided_does_not_matter() -> None:
+    saved, _ = saved_and_now(model_config(make_vocab_size_divisible_by=128))
+    _, now = saved_and_now(model_config(make_vocab_size_divisible_by=1), model_parallel_size=4, sequence_parallel=True)
+    check_architecture(saved, now, Path("save"))
+
+
+def test_what_the_weights_mean_does() -> None:
+    saved, _ = saved_and_now(model_config())
+    _, now = saved_and_now(model_config(rotary_pct=1.0))
+    with pytest.raises(CheckpointError, match=r"rotary_pct was 0\.5, is 1\.0"):
+        check_architecture(saved, now, Path("save"))

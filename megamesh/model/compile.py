@@ -46,8 +46,10 @@ def _compiled_in_training_form(forward: Forward) -> Forward:
     compiled: Forward = torch.compile(forward, dynamic=False, options=OPTIONS)
 
     def call(block: nn.Module, h_TD: Tensor, inputs: AttentionInputs, layer: int) -> Tensor:
-        in_training_form = inputs.cache is None and inputs.mask is None
-        return (compiled if in_training_form else forward)(block, h_TD, inputs, layer)
+        if inputs.cache is not None or inputs.mask is not None:
+            return forward(block, h_TD, inputs, layer)
+        # Only a cache asks for the layer. As a number it would be part of what is compiled, and each layer a version of its own.
+        return compiled(block, h_TD, inputs, 0)
 
     return call
 

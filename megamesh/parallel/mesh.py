@@ -7,7 +7,8 @@ run does not use it, so that code asks for a group and never for a mode.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from functools import cache
+from typing import Any, Literal
 
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -37,7 +38,7 @@ class ProcessMesh:
                 f"model_parallel_size={tensor_parallel_size}"
             )
         sizes = (pipeline_parallel_size, world_size // model_size, tensor_parallel_size)
-        return cls(init_device_mesh(device_type, sizes, mesh_dim_names=AXES))
+        return cls(_device_mesh(device_type, sizes, dist.group.WORLD))
 
     def size(self, axis: Axis) -> int:
         """Number of ranks along the axis."""
@@ -50,3 +51,9 @@ class ProcessMesh:
     def group(self, axis: Axis) -> dist.ProcessGroup:
         """The ranks that differ from this process in this axis only."""
         return self.device_mesh.get_group(axis)
+
+
+@cache
+def _device_mesh(device_type: str, sizes: tuple[int, ...], _world: Any) -> DeviceMesh:
+    """One mesh per layout and process group: every group of ranks holds threads and sockets of its own until the process ends."""
+    return init_device_mesh(device_type, sizes, mesh_dim_names=AXES)

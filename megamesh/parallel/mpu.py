@@ -11,6 +11,9 @@ group would tell it nothing, and over one rank they cost nothing. This is also w
 attribute that DeepSpeed 0.19 looks for, and why pipeline stages need no answer of their own.
 """
 
+from functools import cache
+from typing import Any
+
 import torch.distributed as dist
 
 from megamesh.parallel.mesh import ProcessMesh
@@ -24,7 +27,7 @@ class DataParallelMpu:
 
     def __init__(self, mesh: ProcessMesh):
         self._mesh = mesh
-        self._alone = dist.new_group([dist.get_rank()], use_local_synchronization=True)
+        self._alone = _group_of_one(dist.group.WORLD)
 
     def get_data_parallel_group(self) -> dist.ProcessGroup:
         """Where gradients are averaged, ZeRO divides state, and the first rank's weights are broadcast at the start."""
@@ -45,3 +48,10 @@ class DataParallelMpu:
     def get_model_parallel_world_size(self) -> int:
         """1."""
         return 1
+
+
+@cache
+def _group_of_one(_world: Any) -> dist.ProcessGroup:
+    """This rank alone: one group, however many engines ask for it."""
+    group: dist.ProcessGroup = dist.new_group([dist.get_rank()], use_local_synchronization=True)
+    return group

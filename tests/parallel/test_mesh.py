@@ -1,10 +1,13 @@
 """Ranks lie on the mesh with the tensor axis innermost, and each group sums over its own axis only."""
 
+import os
+
 import pytest
 import torch
 import torch.distributed as dist
 
 from megamesh.parallel.mesh import AXES, ProcessMesh
+from megamesh.parallel.mpu import DataParallelMpu
 from tests.distributed import run
 
 
@@ -43,3 +46,16 @@ def _refused() -> str:
 
 def test_sizes_that_do_not_divide_are_refused():
     assert "2 processes" in run(2, _refused)[0]
+
+
+def _threads_of_new_meshes() -> int:
+    DataParallelMpu(ProcessMesh.build("cpu", tensor_parallel_size=2))
+    before = len(os.listdir("/proc/self/task"))
+    for _ in range(3):
+        DataParallelMpu(ProcessMesh.build("cpu", tensor_parallel_size=2))
+    return len(os.listdir("/proc/self/task")) - before
+
+
+def test_groups_are_made_once_per_layout():
+    """Each holds threads for as long as the process lives."""
+    assert run(2, _threads_of_new_meshes) == [0, 0]

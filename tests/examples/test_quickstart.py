@@ -40,7 +40,7 @@ def test_from_sources_to_a_model_that_speaks(tmp_path: Path, capsys) -> None:
     assert convert_to_hf.main([*checkpoint, "--output", str(tmp_path / "hf")]) == 0
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", trust_remote_code=True)
     assert model.config.num_hidden_layers == 12
-    assert model(torch.tensor([[5, 6, 7]])).logits.shape == (1, 3, 512)
+    assert model(torch.tensor([[5, 6, 7]])).logits.shape == (1, 3, 400)
     assert plot.main(["routers", *checkpoint, "--samples", "2", "--output", str(tmp_path / "routers.png")]) == 0
     assert (
         plot.main(["loss", "--run", f"a={tmp_path / 'mesh'}", "--line", "b=3", "--output", str(tmp_path / "a.png")])

@@ -1,4 +1,9 @@
-"""Measure speed, memory and communication: `benchmark.py train` compares models in turn, `benchmark.py comm` counts collectives."""
+"""Measure speed, memory and communication.
+
+benchmark.py train      compares models in turn
+benchmark.py comm       counts what tensor and pipeline ranks say to each other
+benchmark.py pipeline   compares idle time with the simulator's
+"""
 
 import argparse
 import signal
@@ -7,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from megamesh.command import run_command
+from megamesh.config.batch import model_ranks
 from megamesh.config.yaml_files import parse_override
 
 if TYPE_CHECKING:
@@ -30,9 +36,20 @@ examples
       python tools/benchmark.py comm examples/quickstart/common.yml examples/quickstart/mesh.yml --set model_parallel_size=2 \\
           --set sequence_parallel=true
 
-One optimizer step runs on model_parallel_size processes and its tensor-parallel collectives are counted (data-parallel ones are
-DeepSpeed's and are not). MiB are those of the whole tensors; "wire MiB" is what a ring sends from each rank for them. The last rows are
-sums, and what one micro-batch's state buffer holds on each rank."""
+One optimizer step runs on pipe_parallel_size × model_parallel_size processes, and tensor-parallel collectives and pipeline sends of the
+busiest rank are counted (data-parallel collectives are DeepSpeed's and are not). MiB are those of the whole tensors; "wire MiB" is what a
+rank sends for them. The last rows are sums, and what one micro-batch's state buffer holds on each rank."""
+
+PIPELINE_EXAMPLES = """\
+examples
+  the schedule alone, on any machine: blocks that sleep 20 ms instead of computing
+      python tools/benchmark.py pipeline examples/quickstart/common.yml examples/quickstart/mesh.yml --sleep-ms 20 \\
+          --set recursion=4+12R3+4 --set num_layers=44 --set pipe_parallel_size=4 --set gradient_accumulation_steps=16 \\
+          --set train_micro_batch_size_per_gpu=1 --set train_batch_size=16
+  real layers, a GPU for every process: leave --sleep-ms out
+
+Idle is the share of all ranks' time, between the first start and the last end of a step, in which no forward or backward runs. The
+simulator replays the order that the ranks run, with the sleeping times or the measured means of every stage. The optimizer is left out."""
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -50,7 +67,13 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         epilog=COMM_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    for command in (train, comm):
+    pipeline = commands.add_parser(
+        "pipeline",
+        help="idle time of pipeline ranks, measured and simulated",
+        epilog=PIPELINE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for command in (train, comm, pipeline):
         command.add_argument(
             "configs", nargs="+", metavar="FILE.yml", help="configuration files, read as one; no data is needed"
         )
@@ -65,7 +88,18 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--against", nargs="*", default=["base"], choices=["base", "mesh", "vanilla"],
         help="what to compare with (default: base)",
     )  # fmt: skip
-    train.add_argument("--processes", type=positive, help="processes per model (default: model_parallel_size)")
+    pipeline.add_argument(
+        "--against",
+        nargs="*",
+        default=[],
+        choices=["base", "mesh", "vanilla"],
+        help="what to compare with (default: nothing)",
+    )
+    pipeline.add_argument(
+        "--sleep-ms", type=float, metavar="MS", help="a block's forward sleeps so long, its backward twice"
+    )
+    pipeline.add_argument("--steps", type=positive, default=3, help="steps after a first one (default: 3)")
+    train.add_argument("--processes", type=positive, help="processes per model (default: as many as hold one copy)")
     train.add_argument("--steps", type=positive, default=5, help="optimizer steps per round (default: 5)")
     train.add_argument("--rounds", type=positive, default=5, help="rounds (default: 5)")
     train.add_argument("--warmup", type=positive, default=2, help="steps before the first round (default: 2)")
@@ -111,9 +145,41 @@ def comm_tables(args: argparse.Namespace) -> str:
         rows.append(("total", "", "", f"{calls:,}", f"{num_bytes / 2**20:,.3f}", f"{wire_bytes / 2**20:,.3f}"))
         rows.append(("state buffer, held", "", "", "", f"{report.highway_bytes / 2**20:,.3f}", ""))
         header = ("collective", "when", "operation", "calls", "MiB", "wire MiB")
-        return f"{report.candidate.name}, {parallel.model_parallel_size} ranks, {states}\n{aligned([header, *rows])}"
+        ranks = f"{parallel.pipe_parallel_size} pipeline × " if parallel.pipe_parallel_size > 1 else ""
+        title = f"{report.candidate.name}, {ranks}{parallel.model_parallel_size} tensor ranks, {states}"
+        return f"{title}\n{aligned([header, *rows])}"
 
     return "\n\n".join(table(measure_communication(candidate)) for candidate in candidates_of(args))
+
+
+def pipeline_table(args: argparse.Namespace) -> str:
+    from megamesh.training.bubble import BubbleReport, measure_bubble
+
+    def row(report: BubbleReport) -> tuple[str, ...]:
+        measured, simulated = report.measured_idle_share, report.simulated.idle_share
+        seconds = sorted(timeline.seconds for timeline in report.measured)
+        return (
+            report.candidate.name,
+            str(report.partition.num_ranks),
+            str(report.partition.num_passes),
+            str(report.num_micro_batches),
+            f"{simulated:.1%}",
+            f"{measured:.1%}",
+            f"{100 * (measured - simulated):+.1f}",
+            f"{1e3 * report.simulated.seconds:,.0f}",
+            f"{1e3 * seconds[0]:,.0f} / {1e3 * seconds[len(seconds) // 2]:,.0f} / {1e3 * seconds[-1]:,.0f}",
+        )
+
+    layer_seconds = None if args.sleep_ms is None else args.sleep_ms / 1e3
+    reports = [
+        measure_bubble(candidate, num_steps=args.steps, layer_seconds=layer_seconds)
+        for candidate in candidates_of(args)
+    ]
+    header = (
+        "model", "ranks", "passes", "micro-batches", "idle, simulated", "idle, measured", "points apart",
+        "simulated ms", "ms per step: min / median / max",
+    )  # fmt: skip
+    return aligned([header, *map(row, reports)])
 
 
 def train_table(args: argparse.Namespace) -> str:
@@ -122,7 +188,7 @@ def train_table(args: argparse.Namespace) -> str:
     candidates = candidates_of(args)
     results = benchmark(
         candidates,
-        num_processes=args.processes or candidates[0].config.parallel.model_parallel_size,
+        num_processes=args.processes or model_ranks(candidates[0].config.parallel),
         num_rounds=args.rounds,
         steps_per_round=args.steps,
         num_warmup_steps=args.warmup,
@@ -169,7 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parse_arguments(arguments)
     # Leaving in order ends the processes that it has started.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    tables = train_table if args.command == "train" else comm_tables
+    tables = {"train": train_table, "comm": comm_tables, "pipeline": pipeline_table}[args.command]
     return run_command(lambda: print(tables(args)))
 
 

@@ -8,7 +8,6 @@ How the run was laid out over processes does not matter: its checkpoint is the s
 """
 
 import logging
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,9 @@ from torch import Tensor
 from megamesh.checkpoint.folder import resolve_checkpoint
 from megamesh.checkpoint.reader import read_meta, read_parts, read_weights, weight_shapes
 from megamesh.checkpoint.together import on_every_rank
-from megamesh.config.rule import divisors, either
+from megamesh.config.rule import either
 from megamesh.config.sections import ModelConfig, RunConfig
-from megamesh.config.tensor_parallel import vocabulary_divides
+from megamesh.config.tensor_parallel import divided_parts, dividing_sizes
 from megamesh.errors import CheckpointError, ConfigError, DataError
 from megamesh.model.build import empty_model
 from megamesh.model.transformer import Transformer
@@ -133,14 +132,10 @@ def load_model(
 
 def divided_rows(model: ModelConfig, vocab_size: int, size: int) -> int:
     """The least rows of an embedding that `size` ranks divide evenly. ConfigError where they cannot divide the model."""
-    parts = {
-        "num_attention_heads": model.num_attention_heads,
-        "num_kv_heads": model.kv_heads,
-        "the MLP's width": model.mlp_width,
-    }
-    uneven = [f"{name}={count}" for name, count in parts.items() if count % size]
-    if not uneven and vocabulary_divides(vocab_size, 1, size):
+    parts = divided_parts(model)
+    fitting = dividing_sizes(parts.values(), vocab_size, multiple=1)
+    if size in fitting:
         return -(-vocab_size // size) * size
-    fitting = [n for n in divisors(math.gcd(*parts.values())) if vocabulary_divides(vocab_size, 1, n)]
+    uneven = [f"{name}={count}" for name, count in parts.items() if count % size]
     reason = ", ".join(uneven) or f"the vocabulary of {vocab_size} is too small"
     raise ConfigError(f"{size} processes cannot divide this model ({reason}); start {either(fitting)} instead")

@@ -28,9 +28,8 @@ class RunState:
     consumed_samples: int
     seed: int
     skipped_steps: int = 0  # steps that changed nothing, because loss or gradient were not finite
-    consecutive_skipped_steps: int = (
-        0  # of those since the last step that was taken, without overflows of a dynamic loss scale
-    )
+    # Of those since the last step that was taken, without overflows of a dynamic loss scale.
+    consecutive_skipped_steps: int = 0
 
     def after_step(self, num_samples: int, *, skipped: bool, overflowed: bool = False) -> "RunState":
         """The state after one more optimizer step on `num_samples` samples; `overflowed` as in StepResult."""

@@ -6,8 +6,10 @@ Every mend lists the tensor-parallel sizes with which all of these rules hold at
 import math
 from collections.abc import Iterator
 
+from megamesh.config.pipeline import parse_partition, part_sizes
 from megamesh.config.rule import Given, Rule, rule
 from megamesh.config.tensor_parallel import fitting_sizes, has_highway, sizes_that_fit, vocabulary_problem
+from megamesh.errors import ConfigError
 
 PARALLEL = ("model_parallel_size", "sequence_parallel")
 HEADS = ("num_attention_heads", "num_kv_heads")
@@ -17,10 +19,37 @@ VOCABULARY = ("vocab_size", "make_vocab_size_divisible_by")
 DIVIDED = (*PARALLEL, *HEADS, *WIDTH, *LENGTH, *VOCABULARY)
 
 
-@rule("pipe_parallel_size")
-def pipeline_is_one(given: Given) -> Iterator[str]:
-    if given.run.parallel.pipe_parallel_size > 1:
-        yield f"{given.show('pipe_parallel_size')}: pipeline parallelism is not supported in this version; use 0 or 1"
+@rule("pipe_parallel_size", "zero_optimization")
+def pipeline_divides_no_gradients(given: Given) -> Iterator[str]:
+    """A rank's gradients are added up over all its passes and micro-batches; ZeRO 2 and 3 would send them off after each."""
+    if given.run.parallel.pipe_parallel_size > 1 and given.run.optimizer.zero_stage > 1:
+        yield (
+            f"{given.show('zero_optimization')} cannot be combined with {given.show('pipe_parallel_size')}: gradients are reduced once per "
+            "step there; use stage: 0 or 1, or pipe_parallel_size: 1"
+        )
+
+
+@rule("pipe_num_passes", "recursion")
+def passes_follow_from_recursion(given: Given) -> Iterator[str]:
+    if given.has("pipe_num_passes") and given.has("recursion"):
+        yield (
+            f"{given.show('pipe_num_passes')}: with {given.show('recursion')} a micro-batch goes round once for the prelude, each loop "
+            "and the coda; remove pipe_num_passes"
+        )
+
+
+@rule("pipe_parallel_size", "pipe_partition_method", "pipe_num_passes", "num_layers", "recursion")
+def partition_places_every_layer(given: Given) -> Iterator[str]:
+    parallel, model = given.run.parallel, given.run.model
+    try:
+        layout = given.run.recursion.layout
+    except ConfigError:  # told by the rules of the recursion
+        return
+    sizes = part_sizes(layout, parallel.pipe_num_passes)
+    try:
+        parse_partition(parallel, sizes, model.num_layers, given.show("pipe_partition_method"))
+    except ConfigError as error:
+        yield str(error)
 
 
 @rule(*DIVIDED)
@@ -94,7 +123,9 @@ def _sizes(given: Given) -> str:
 
 
 PARALLEL_RULES: tuple[Rule, ...] = (
-    pipeline_is_one,
+    pipeline_divides_no_gradients,
+    passes_follow_from_recursion,
+    partition_places_every_layer,
     heads_divide_over_ranks,
     mlp_divides_over_ranks,
     sequence_divides_over_ranks,

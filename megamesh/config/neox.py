@@ -26,7 +26,7 @@ IGNORED_BY_REASON: dict[str, str] = {
         apply_query_key_layer_scaling te_columnparallel_overlap onnx_safe""",
     "has no counterpart in MegaMesh's engine": """
         synchronize_each_layer deepspeed_activation_checkpointing contiguous_checkpointing profile_backward
-        partition_activations use_cpu_initialization lazy_mpu_init output_layer_parallelism pipe_partition_method
+        partition_activations use_cpu_initialization lazy_mpu_init output_layer_parallelism
         is_pipe_parallel distributed_backend deepspeed deepscale deepscale_config dump_state fp32_allreduce world_size
         local_rank rank global_num_gpus iteration do_train do_valid do_test save_iters config_files git_hash user_script
         checkpoint_validation_with_forward_pass no_load_rng no_save_rng use_shared_fs sparse_attention sparsity_config""",

@@ -9,11 +9,11 @@ A rank without a token id would hold nothing but padding. The vocabulary is know
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from megamesh.config.recursion import parse_scheme
 from megamesh.config.rule import divisors, either
-from megamesh.config.sections import RecursionConfig, RunConfig
+from megamesh.config.sections import ModelConfig, RecursionConfig, RunConfig
 from megamesh.errors import ConfigError
 
 HIGHWAY_SCHEMES = ("static", "dynamic", "mesh")
@@ -70,16 +70,27 @@ def sizes_that_fit(run: RunConfig, vocab_size: int | None) -> str:
 
 def fitting_sizes(run: RunConfig, vocab_size: int | None) -> list[int]:
     """Sizes that divide everything; without 1 where sequence_parallel asks for more than one rank."""
-    model = run.model
-    parts = [model.num_attention_heads, model.kv_heads, model.mlp_width]
-    parts += [model.sequence_length] if splits_tokens(run) else []
+    counts = list(divided_parts(run.model).values())
+    if splits_tokens(run):
+        counts.append(run.model.sequence_length)
     smallest = 2 if run.parallel.sequence_parallel else 1
-    return [
-        size
-        for size in divisors(math.gcd(*parts))
-        if size >= smallest
-        and (vocab_size is None or vocabulary_divides(vocab_size, model.make_vocab_size_divisible_by, size))
-    ]
+    sizes = dividing_sizes(counts, vocab_size, run.model.make_vocab_size_divisible_by)
+    return [size for size in sizes if size >= smallest]
+
+
+def divided_parts(model: ModelConfig) -> dict[str, int]:
+    """Counts of what every rank holds whole ones of, by name."""
+    return {
+        "num_attention_heads": model.num_attention_heads,
+        "num_kv_heads": model.kv_heads,
+        "the MLP's width": model.mlp_width,
+    }
+
+
+def dividing_sizes(counts: Iterable[int], vocab_size: int | None, multiple: int) -> list[int]:
+    """Numbers of ranks that divide every count, and the vocabulary, padded to `multiple` on each, where it is known."""
+    sizes = divisors(math.gcd(*counts))
+    return [size for size in sizes if vocab_size is None or vocabulary_divides(vocab_size, multiple, size)]
 
 
 def _value(run: RunConfig, key: str) -> int | None:

@@ -8,19 +8,16 @@ all this in its own way, finds the group there and uses it.
 """
 
 import os
-from collections.abc import Iterator, MutableMapping
-from contextlib import contextmanager
+from collections.abc import MutableMapping
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
-from megamesh.errors import ConfigError, TrainingError
+from megamesh.errors import ConfigError
 from megamesh.launch import Launch, read_launch
 
 DEFAULT_PORT = "29500"
-LOST_PEER = ("by peer", "ncclRemoteError")
-"""What gloo and NCCL say when the other side of a collective is gone."""
 
 
 def publish_launch(launch: Launch, environment: MutableMapping[str, str]) -> None:
@@ -90,16 +87,3 @@ def shut_down_distributed() -> None:
     """Leave the process group, so that the launcher sees a clean end."""
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-@contextmanager
-def lost_peers_named() -> Iterator[None]:
-    """Turn the failure of a collective whose other side is gone into a TrainingError: the process that failed says why."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not any(sign in str(error) for sign in LOST_PEER):
-            raise
-        raise TrainingError(
-            "another process of this run ended early; its own message, or the launcher's, says why"
-        ) from error

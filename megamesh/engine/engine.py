@@ -1,16 +1,17 @@
 """One optimizer step over DeepSpeed: accumulate, reduce, look, clip or skip, step.
 
-    micro-batches ──module──▶ loss × scale ──backward──▶ gradients averaged over dp, in this rank's fragments
-                                                      │  ÷ scale, in fp32 (the scale is 1 but in fp16)
-                                                      │  one all-reduce over tp: gradients of replicated parameters
-                                                      │  one all-reduce over all ranks: [loss, ‖g‖² of every parameter]
-                                                      ▼
+    micro-batches ──passes.py──▶ loss × scale ──backward──▶ gradients averaged over dp, in this rank's fragments
+                                                         │  ÷ scale, in fp32 (the scale is 1 but in fp16)
+                                                         │  one all-reduce over tp: gradients of replicated parameters
+                                                         │  one all-reduce over all ranks: [loss, ‖g‖² of every parameter]
+                                                         ▼
                               non-finite? ──yes──▶ the fragments become NaN: DeepSpeed drops the step on every rank
                                     └──no──▶ fragments × min(1, clip / ‖g‖) ──▶ Adam on fp32 masters ──▶ weights
 
 Exact: gradients are the mean over micro-batches and data-parallel ranks; the norm is that of all parameters, each counted once, before
-clipping, at every ZeRO stage and tensor-parallel size; replicated parameters stay bit-identical over the tensor axis; a skipped step leaves
-weights, moments and Adam's step count untouched on all ranks. DeepSpeed's own clipping is off: its norm does not cover every layout.
+clipping, at every ZeRO stage and every layout of tensor and pipeline ranks; replicated parameters stay bit-identical over the tensor axis;
+a skipped step leaves weights, moments and Adam's step count untouched on all ranks. DeepSpeed's own clipping is off: its norm does not
+cover every layout.
 """
 
 import math
@@ -28,6 +29,7 @@ from megamesh.config.deepspeed import deepspeed_config
 from megamesh.config.sections import OptimizerConfig, PrecisionConfig
 from megamesh.engine.loss_scale import can_fall, first_loss_scale, next_loss_scale
 from megamesh.engine.optimizer import build_optimizer
+from megamesh.engine.passes import Passes, RingPasses, WholePasses
 from megamesh.engine.quiet_deepspeed import deepspeed
 from megamesh.engine.replicated import sum_replicated
 from megamesh.engine.schedule import learning_rate
@@ -35,6 +37,7 @@ from megamesh.engine.zero_access import open_access
 from megamesh.parallel.mesh import AXES, ProcessMesh
 from megamesh.parallel.mpu import DataParallelMpu
 from megamesh.parallel.shards import ShardSpec
+from megamesh.pipeline.ring import Ring
 
 CLIP_EPSILON = 1e-6  # as in torch.nn.utils.clip_grad_norm_
 # Of one parameter; more is as good as infinite: DeepSpeed squares in fp32, and would skip on some ranks only.
@@ -72,17 +75,23 @@ class TrainingEngine:
         train_iters: int,
         device: torch.device,
         shards: Mapping[str, ShardSpec] | None = None,
+        ring: Ring | None = None,
+        names: Sequence[str] | None = None,
     ):
         """Wraps and moves the module; its parameters become 16 bits wide where the precision says so. A collective.
 
-        `shards` says of every parameter how it sits in the global one; by default all are replicated over the tensor axis.
+        `shards` says of every parameter how it sits in the global one; by default all are replicated over the tensor axis. Where the module
+        is a pipeline rank's part of a model, `ring` runs it and `names` are the whole model's parameters, in model order.
         """
-        self.mesh, self.device, self.train_iters, self.precision = mesh, device, train_iters, precision
+        self.mesh, self.device, self.train_iters, self.precision, self.ring = mesh, device, train_iters, precision, ring
         self.num_steps, self.loss_scale = 0, first_loss_scale(precision)
-        self._optimizer_config, self._accumulation = optimizer, batch.gradient_accumulation_steps
-        self._names = [name for name, _ in module.named_parameters()]
+        self.accumulation_steps = batch.gradient_accumulation_steps
+        self._optimizer_config = optimizer
+        own_names = [name for name, _ in module.named_parameters()]
+        self._names = list(names) if names is not None else own_names
+        self._own_indices = [self._names.index(name) for name in own_names]
         self.shards = dict(shards) if shards is not None else _replicated(module, mesh)
-        self._specs = [self.shards[name] for name in self._names]
+        self._specs = [self.shards[name] for name in own_names]
         module.to(device)
         self._engine, *_ = deepspeed.initialize(
             model=module,
@@ -92,6 +101,9 @@ class TrainingEngine:
             dist_init_required=False,
         )
         self.access = open_access(self._engine.optimizer)
+        self._passes: Passes = (
+            WholePasses(self._engine) if ring is None else RingPasses(self._engine, ring, self.access)
+        )
 
     @property
     def module(self) -> nn.Module:
@@ -121,7 +133,7 @@ class TrainingEngine:
         for group in self.access.adam.param_groups:
             group["lr"] = rate
         scale = self.loss_scale.scale
-        loss = self._accumulate(micro_batches, scale)
+        loss = self._passes.accumulate(micro_batches, self.accumulation_steps, scale)
         gradients = self._unscaled_gradients(scale)
         sum_replicated(gradients, self._specs, self.mesh)
         loss_mean, norms = self._inspect(loss, gradients)
@@ -139,28 +151,13 @@ class TrainingEngine:
         return StepResult(loss_mean, grad_norm, rate, not finite, bad_parameter, shown_scale, overflowed)
 
     @torch.no_grad()
-    def evaluate(self, inputs: tuple[Tensor, ...]) -> Tensor:
-        """Loss of one micro-batch of this rank, without gradients or dropout; a scalar in fp32. A collective under ZeRO 3."""
-        self._engine.eval()
-        loss: Tensor = self._engine(*inputs)
-        return loss.float()
+    def evaluate(self, micro_batches: Sequence[tuple[Tensor, ...]]) -> Tensor:
+        """Losses of micro-batches of this data-parallel rank, without gradients or dropout, in fp32. A collective of all other axes."""
+        return self._passes.evaluate(micro_batches)
 
     def close(self) -> None:
         """Release DeepSpeed's hooks on the module."""
         self._engine.destroy()
-
-    def _accumulate(self, micro_batches: Iterable[tuple[Tensor, ...]], scale: float = 1.0) -> Tensor:
-        """Forward, and backward from loss × scale, of all micro-batches; returns the sum of their losses."""
-        self._engine.train()
-        losses = []
-        for index, inputs in enumerate(micro_batches):
-            if index:
-                self._engine.step()  # not at the boundary of the accumulation: DeepSpeed only counts
-            loss = self._engine(*inputs)
-            losses.append(loss.detach().double())
-            self._engine.backward(loss * scale)
-        assert len(losses) == self._accumulation, f"{len(losses)} micro-batches for {self._accumulation}"
-        return torch.stack(losses).sum()
 
     @torch.no_grad()
     def _unscaled_gradients(self, scale: float) -> list[Tensor | None]:
@@ -174,14 +171,15 @@ class TrainingEngine:
     def _inspect(self, loss: Tensor, gradients: Sequence[Tensor | None]) -> tuple[float, dict[str, float]]:
         """Mean loss and every parameter's gradient norm over all ranks: one all-reduce, one look from the host.
 
-        Over the whole mesh, because all must agree. What several ranks hold alike counts once: each reports its share.
+        Over the whole mesh, because all must agree. What several ranks hold alike counts once: each reports its share. Of pipeline ranks
+        each reports its parameters, and the one with the head the loss.
         """
         found = [(index, gradient) for index, gradient in enumerate(gradients) if gradient is not None]
         report = torch.zeros(1 + len(self._names), dtype=torch.float64, device=self.device)
-        report[0] = loss / (self._accumulation * self.mesh.size("dp") * self.mesh.size("tp"))
+        report[0] = loss / (self.accumulation_steps * self.mesh.size("dp") * self.mesh.size("tp"))
         if found:
             squares = torch.stack(torch._foreach_norm([gradient for _, gradient in found])).double().square()
-            indices = torch.tensor([1 + index for index, _ in found], device=self.device)
+            indices = torch.tensor([1 + self._own_indices[index] for index, _ in found], device=self.device)
             copies = torch.tensor([self._num_copies(index) for index, _ in found], device=self.device)
             report[indices] = squares / copies
         dist.all_reduce(report)

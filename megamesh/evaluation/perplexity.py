@@ -2,12 +2,13 @@
 
     this rank's micro-batches ──engine.evaluate──▶ Σ loss·tokens, Σ tokens ──sum over data-parallel ranks──▶ mean loss
 
-Every evaluation of a run sees the same samples, so that its numbers can be compared. Tensor-parallel ranks read the same samples and
-get the same loss: they are not added up.
+Every evaluation of a run sees the same samples, so that its numbers can be compared. Tensor- and pipeline-parallel ranks read the same
+samples and get the same loss: they are not added up.
 """
 
 import math
 from collections.abc import Iterable
+from itertools import islice
 
 import torch
 import torch.distributed as dist
@@ -22,10 +23,12 @@ LARGEST_EXPONENT = 20.0
 def mean_loss(engine: TrainingEngine, mesh: ProcessMesh, batches: Iterable[Batch]) -> float:
     """Mean cross entropy in nats per counted token over all data-parallel ranks' batches; every rank gets it."""
     total = torch.zeros(2, dtype=torch.float64, device=engine.device)
-    for on_host in batches:
-        batch = on_host.to(engine.device)
-        num_tokens = batch.loss_mask_BS.sum().double()
-        total += torch.stack((engine.evaluate(batch.inputs()).double() * num_tokens, num_tokens))
+    remaining = iter(batches)
+    while on_host := list(islice(remaining, engine.accumulation_steps)):  # as many at a time as in a training step
+        group = [batch.to(engine.device) for batch in on_host]
+        num_tokens = torch.stack([batch.loss_mask_BS.sum() for batch in group]).double()
+        losses = engine.evaluate([batch.inputs() for batch in group]).double()
+        total += torch.stack(((losses * num_tokens).sum(), num_tokens.sum()))
     dist.all_reduce(total, group=mesh.group("dp"))
     loss_sum, tokens = total.tolist()
     return loss_sum / tokens

@@ -7,8 +7,8 @@
 Contract: a batch gives each prompt the tokens that it would get alone (up to rounding), greedy or sampled; a sequence ends after
 `stop_id`, which is not part of the result. Only ids below `vocab_size`, the tokenizer's, are produced; the model may have more.
 
-A model that is divided over the tensor axis is called with the same arguments on every rank, and each gets the same result: the cache holds
-the rank's key/value heads, and the first rank's choice of a token counts.
+A model that is divided over tensor or pipeline ranks is called with the same arguments on every rank, and each gets the same result: the
+cache holds the rank's layers and key/value heads, and the first tensor rank's choice of a token counts.
 
 Letters: B batch, S sequence, V vocabulary.
 """
@@ -16,18 +16,40 @@ Letters: B batch, S sequence, V vocabulary.
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megamesh.config.sections import ModelConfig
 from megamesh.errors import ConfigError
 from megamesh.generation.cache import KVCache
 from megamesh.generation.sampling import Sampler, Sampling
-from megamesh.model.transformer import Transformer
+from megamesh.model.attention import KeyValueCache
+from megamesh.parallel.tensor import TensorParallel
 
 log = logging.getLogger(__name__)
 AS_TRAINED = Sampling()  # the model's own distribution
+
+
+class LanguageModel(Protocol):
+    """What generation asks of a model: a Transformer, or a Ring that runs one over pipeline ranks."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    @property
+    def tp(self) -> TensorParallel: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def last_logits(
+        self, tokens_BS: Tensor, positions: Tensor, mask: Tensor | None, cache: KeyValueCache | None
+    ) -> Tensor:
+        """Logits [B, V] of the last token, on every rank."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -39,7 +61,7 @@ class Continuation:
 
 
 def generate(
-    model: Transformer,
+    model: LanguageModel,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
@@ -68,7 +90,7 @@ def generate(
 
 
 def stream(
-    model: Transformer,
+    model: LanguageModel,
     prompt: Sequence[int],
     *,
     max_new_tokens: int,
@@ -84,7 +106,7 @@ def stream(
 
 
 def _steps(
-    model: Transformer,
+    model: LanguageModel,
     prompts: Sequence[Sequence[int]],
     indices: list[int],
     max_new_tokens: int,
@@ -95,8 +117,7 @@ def _steps(
     """Per step, the next token of every sequence that is still going, keyed by the prompt's index."""
     _check(model, prompts, max_new_tokens)
     sampler = Sampler(sampling, indices)
-    device = next(model.parameters()).device
-    state = _Decoder(model, pad_left(prompts, device), [len(prompt) for prompt in prompts], max_new_tokens)
+    state = _Decoder(model, pad_left(prompts, model.device), [len(prompt) for prompt in prompts], max_new_tokens)
     for _ in range(max_new_tokens):
         tokens_B = _agreed(sampler(state.next_logits()[:, :vocab_size]), model)
         tokens = tokens_B.tolist()
@@ -112,14 +133,14 @@ def _steps(
         state.append(tokens_B)
 
 
-def _agreed(tokens_B: Tensor, model: Transformer) -> Tensor:
+def _agreed(tokens_B: Tensor, model: LanguageModel) -> Tensor:
     """The first tensor rank's tokens, on all of them: a GPU may round sums over the vocabulary otherwise each time."""
     if model.tp.group is not None:
         dist.broadcast(tokens_B, group=model.tp.group, group_src=0)
     return tokens_B
 
 
-def _check(model: Transformer, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+def _check(model: LanguageModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
     if model.tp.sequence_parallel:
         raise ConfigError(
             "sequence_parallel=true: tokens that come one by one cannot be divided over ranks; load the checkpoint without it"
@@ -129,7 +150,7 @@ def _check(model: Transformer, prompts: Sequence[Sequence[int]], max_new_tokens:
     if any(len(prompt) == 0 for prompt in prompts):
         raise ConfigError("a prompt has no tokens; start from the end-of-document token to write a new document")
     longest, limit = max(len(prompt) for prompt in prompts) + max_new_tokens, model.config.max_position_embeddings
-    if longest > limit and model.position_embedding is not None:
+    if longest > limit and model.config.pos_emb == "learned":
         raise ConfigError(
             f"a prompt and max_new_tokens={max_new_tokens} make {longest} tokens, "
             f"more than the {limit} positions that the model has learned; shorten one of them"
@@ -148,22 +169,21 @@ def pad_left(prompts: Sequence[Sequence[int]], device: torch.device | str) -> Te
 class _Decoder:
     """The sequences of a batch, their cache, and the tokens that the model has not read yet."""
 
-    def __init__(self, model: Transformer, tokens_BS: Tensor, lengths: list[int], max_new_tokens: int):
+    def __init__(self, model: LanguageModel, tokens_BS: Tensor, lengths: list[int], max_new_tokens: int):
         self.model, self.unread_BS = model, tokens_BS
         self.padding_B1 = tokens_BS.shape[1] - torch.tensor(lengths, device=tokens_BS.device)[:, None]
         self.padded = bool((self.padding_B1 > 0).any())
         self.cache = KVCache(model.config.num_layers, tokens_BS.shape[1] + max_new_tokens)
 
-    @torch.no_grad()
     def next_logits(self) -> Tensor:
         """Read what is unread; logits [B, V] for the token after it."""
         start, end = self.cache.length, self.cache.length + self.unread_BS.shape[1]
         places_S = torch.arange(start, end, device=self.unread_BS.device)
         positions = (places_S - self.padding_B1).clamp(min=0) if self.padded else places_S
         mask = left_padding_mask(self.padding_B1, places_S) if self.padded else None
-        h_TD = self.model.states(self.unread_BS, positions, mask, self.cache)
+        logits_BV = self.model.last_logits(self.unread_BS, positions, mask, self.cache)
         self.cache.advance(end - start)
-        return self.model.head.logits(h_TD.unflatten(0, self.unread_BS.shape)[:, -1])
+        return logits_BV
 
     def append(self, tokens_B: Tensor) -> None:
         self.unread_BS = tokens_B[:, None]

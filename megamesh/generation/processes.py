@@ -15,7 +15,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from megamesh.engine.distributed import init_distributed, lost_peers_named, shut_down_distributed
+from megamesh.engine.distributed import init_distributed, shut_down_distributed
+from megamesh.engine.liveness import leaving_together
 from megamesh.errors import ConfigError
 from megamesh.launch import read_launch
 from megamesh.parallel.agree import rank_zero_first
@@ -30,8 +31,8 @@ PATIENCE = timedelta(days=7)  # how long processes wait for each other: a person
 def tensor_axis(device: str | None) -> Iterator[tuple[TensorParallel, torch.device]]:
     """The tensor axis over all processes, and this one's device; `device` as torch writes it, None for a GPU where there is one.
 
-    Raises ConfigError for a device that cannot be used, or that several processes would share, and TrainingError where another
-    process ended early.
+    Raises ConfigError for a device that cannot be used, or that several processes would share. Ends this process where another one
+    ends early.
     """
     num_processes = read_launch(os.environ).world_size
     if num_processes == 1:
@@ -44,8 +45,8 @@ def tensor_axis(device: str | None) -> Iterator[tuple[TensorParallel, torch.devi
     if device is not None:
         _usable(device)
     try:
-        with lost_peers_named():
-            own = init_distributed(PATIENCE, on_gpu=None if device is None else device == "cuda")
+        own = init_distributed(PATIENCE, on_gpu=None if device is None else device == "cuda")
+        with leaving_together("Start it again."):
             yield TensorParallel.on(ProcessMesh.build(own.type, tensor_parallel_size=num_processes)), own
     finally:
         shut_down_distributed()

@@ -1,5 +1,7 @@
 """From configuration to an initialised Transformer on its device."""
 
+from collections.abc import Callable
+
 import torch
 
 from megamesh.config.sections import ModelConfig, PrecisionConfig, RecursionConfig, TrainingConfig
@@ -25,8 +27,9 @@ def empty_model(
     training: TrainingConfig | None = None,
     padded_vocab_size: int | None = None,
     tp: TensorParallel = SINGLE,
+    holds: Callable[[str], bool] | None = None,
 ) -> Transformer:
-    """A Transformer (this rank's part of one) with unset weights, for a reader that fills them."""
+    """A Transformer (this rank's part of one) with unset weights, for a reader that fills them. `holds`: see `Transformer.keep_only`."""
     training = training or TrainingConfig()
     with torch.device("meta"):
         module = Transformer(
@@ -38,6 +41,8 @@ def empty_model(
             padded_vocab_size=padded_vocab_size,
             tp=tp,
         )
+    if holds is not None:
+        module.keep_only(holds)
     module = module.to(dtype).to_empty(device=device)
     module.tie_head()
     return module
@@ -53,6 +58,7 @@ def build_model(
     dtype: torch.dtype = torch.float32,
     padded_vocab_size: int | None = None,
     tp: TensorParallel = SINGLE,
+    holds: Callable[[str], bool] | None = None,
 ) -> Transformer:
     """A Transformer with weights drawn from `training.seed`: on every layout parts of the same ones.
 
@@ -67,6 +73,7 @@ def build_model(
         training=training,
         padded_vocab_size=padded_vocab_size,
         tp=tp,
+        holds=holds,
     )
     initialise(module, model, recursion, training.seed)
     if training.compile:

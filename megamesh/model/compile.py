@@ -29,7 +29,7 @@ OPTIONS: dict[str, bool | int | str | Callable[..., object]] = {"fallback_random
 
 def compile_blocks(module: Transformer) -> None:
     """Let all blocks of a model run compiled, in place. Raises ConfigError where that is known to fail, or nothing can be compiled."""
-    blocks = [block for stack in (module.prelude, module.core, module.coda) for block in stack]
+    blocks = [block for stack in (module.prelude, module.core, module.coda) for block in stack if block is not None]
     parameter = next(module.parameters())
     _refuse_what_fails(module, parameter.dtype, parameter.device)
     _try_the_compiler(parameter.device)

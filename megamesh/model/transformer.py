@@ -7,10 +7,13 @@
 
 A plain stack is the same with all its blocks in the prelude and no loop. Parameter names do not depend on how the model is
 laid out over processes; checkpoints are keyed by them. States between blocks are [T, D], T = B·S tokens, batch-major: under sequence
-parallelism this rank's T/size of them. The tensor axis comes in through the constructor; of size 1 it changes nothing.
+parallelism this rank's T/size of them. The tensor axis comes in through the constructor; of size 1 it changes nothing. Of a model that is
+cut over pipeline ranks, `keep_only` leaves each its modules, by their names in the whole; `megamesh/pipeline/` runs them.
 
 Letters: B batch, S sequence, T tokens, D hidden size, V vocabulary (without padding), K loops.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +54,7 @@ class Transformer(nn.Module):
         super().__init__()
         layout = recursion.layout or RecursionLayout(model.num_layers, 0, 0, 0, shared=True)
         num_rows = padded_vocab_size or vocab_size
-        self.config, self.recompute, self.tp = model, recompute or Recompute(), tp
+        self.config, self.vocab_size, self.recompute, self.tp = model, vocab_size, recompute or Recompute(), tp
         self.num_loops, self.num_core, self.core_shared = layout.num_loops, layout.num_core, layout.shared
         self.embedding = TokenEmbedding(model, vocab_size, num_rows, tp)
         self.position_embedding = (
@@ -67,9 +70,20 @@ class Transformer(nn.Module):
         self.head = Head(model.hidden_size, vocab_size, num_rows, loss_chunk_tokens, tp)
         self.tie_head()
 
+    def keep_only(self, holds: Callable[[str], bool]) -> None:
+        """Let go of what `holds` denies: embedding, position_embedding, final_norm, head, routers, or a block such as core.3."""
+        for name in ("embedding", "position_embedding", "final_norm", "head"):
+            if not holds(name):
+                setattr(self, name, None)
+        for name in ("prelude", "core", "coda", "routers"):
+            modules = getattr(self, name)
+            for index in range(len(modules)):
+                if not holds(name if name == "routers" else f"{name}.{index}"):
+                    modules[index] = None
+
     def tie_head(self) -> None:
         """Let the head use the embedding's weight, unless they are separate. Moving a model off the meta device unties them."""
-        if not self.config.no_weight_tying:
+        if not self.config.no_weight_tying and self.head is not None:
             self.head.weight = self.embedding.weight
 
     def forward(self, tokens_BS: Tensor, labels_BS: Tensor, loss_mask_BS: Tensor) -> Tensor:
@@ -80,6 +94,18 @@ class Transformer(nn.Module):
     def logits(self, tokens_BS: Tensor) -> Tensor:
         """Logits [B, S, V] of every token, in the model's type."""
         return self.head.logits(self.states(tokens_BS)).unflatten(0, tokens_BS.shape)
+
+    def last_logits(
+        self, tokens_BS: Tensor, positions: Tensor, mask: Tensor | None, cache: KeyValueCache | None
+    ) -> Tensor:
+        """Logits [B, V] of the last token, in the model's type; see `states`. No gradient."""
+        with torch.no_grad():
+            h_TD = self.states(tokens_BS, positions, mask, cache)
+            return self.head.logits(h_TD.unflatten(0, tokens_BS.shape)[:, -1])
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
 
     def states(
         self,
@@ -92,7 +118,7 @@ class Transformer(nn.Module):
         if positions is None:
             positions = torch.arange(tokens_BS.shape[1], device=tokens_BS.device)
         inputs = attention_inputs(self.config, len(tokens_BS), positions, mask, cache)
-        h_emb_TD = self._embed(tokens_BS, positions)
+        h_emb_TD = self.embed(tokens_BS, positions)
         h_TD = self.recompute.run(self.prelude, h_emb_TD, inputs, first_layer=0)
         highway, layer = self.new_highway(), len(self.prelude)
         h_TD = self.scheme.enter(highway, h_emb_TD, h_TD)
@@ -102,6 +128,15 @@ class Transformer(nn.Module):
             layer += self.num_core
         h_TD = self.recompute.run(self.coda, h_TD, inputs, first_layer=layer)
         out: Tensor = self.final_norm(h_TD)
+        return out
+
+    def embed(self, tokens_BS: Tensor, positions: Tensor) -> Tensor:
+        """h_emb, this rank's [T, D], of tokens [B, S] at positions [S] or [B, S]."""
+        h_TD = self.tp.reduce(self.embedding(tokens_BS.flatten()))
+        if self.position_embedding is not None:
+            positions_T = positions.expand_as(tokens_BS).flatten()
+            h_TD = h_TD + self.position_embedding(self.tp.own_tokens(positions_T))
+        out: Tensor = self.dropout(h_TD)
         return out
 
     def new_highway(self) -> Highway:
@@ -116,14 +151,6 @@ class Transformer(nn.Module):
     def _sees_only_a_part(self, name: str) -> bool:
         """Whether a replicated parameter meets only this rank's tokens (routers; all of them under sequence parallelism) or heads."""
         return self.tp.sequence_parallel or name.startswith("routers.") or ".q_norm." in name or ".k_norm." in name
-
-    def _embed(self, tokens_BS: Tensor, positions: Tensor) -> Tensor:
-        h_TD = self.tp.reduce(self.embedding(tokens_BS.flatten()))
-        if self.position_embedding is not None:
-            positions_T = positions.expand_as(tokens_BS).flatten()
-            h_TD = h_TD + self.position_embedding(self.tp.own_tokens(positions_T))
-        out: Tensor = self.dropout(h_TD)
-        return out
 
     def _core_of(self, t: int) -> nn.ModuleList:
         """The core's blocks in loop t: the same ones each time, or the loop's own where nothing is shared."""

@@ -21,7 +21,7 @@ What blocks call is not compiled: torch.compile ends its graph there. (`not_comp
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -33,7 +33,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo as not_compiled
 from torch.autograd.function import once_differentiable
 
-Operation = Literal["all_reduce", "all_gather", "reduce_scatter"]
+Operation = Literal["all_reduce", "all_gather", "reduce_scatter", "send"]
 Direction = Literal["forward", "backward", "step"]
 
 
@@ -78,23 +78,26 @@ class Running(NamedTuple):
         return self.result
 
 
+Start = Callable[[Tensor, dist.ProcessGroup, str, Direction], Running]
+
+
 def start_all_reduce(x: Tensor, group: dist.ProcessGroup, name: str, direction: Direction) -> Running:
     """Begin to sum `x`, in place, over the ranks."""
-    _count(Kind(name, direction, "all_reduce"), x)
+    count_call(Kind(name, direction, "all_reduce"), x)
     return Running(x, dist.all_reduce(x, group=group, async_op=True))
 
 
 def start_all_gather(x: Tensor, group: dist.ProcessGroup, name: str, direction: Direction) -> Running:
     """Begin to join [n, …] of every rank, in the order of the ranks, into [size·n, …]."""
     whole = x.new_empty(x.shape[0] * group.size(), *x.shape[1:])
-    _count(Kind(name, direction, "all_gather"), whole)
+    count_call(Kind(name, direction, "all_gather"), whole)
     return Running(whole, dist.all_gather_single(whole, x.contiguous(), group=group, async_op=True))
 
 
 def start_reduce_scatter(x: Tensor, group: dist.ProcessGroup, name: str, direction: Direction) -> Running:
     """Begin to sum [size·n, …] over the ranks and keep this rank's [n, …] of it."""
     own = x.new_empty(_own_length(x, group), *x.shape[1:])
-    _count(Kind(name, direction, "reduce_scatter"), x)
+    count_call(Kind(name, direction, "reduce_scatter"), x)
     return Running(own, dist.reduce_scatter_single(own, x.contiguous(), group=group, async_op=True))
 
 
@@ -114,7 +117,7 @@ def sum_shares(shares: Tensor, group: dist.ProcessGroup) -> Tensor:
 @not_compiled
 def sum_shares_to_tokens(shares: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Forward: this rank's tokens of the sum of every rank's tensor. Backward: all-gather."""
-    result: Tensor = _SumSharesToTokens.apply(shares, group)
+    result: Tensor = _Exchange.apply(shares, group, "sum_shares_to_tokens", start_reduce_scatter, start_all_gather)
     return result
 
 
@@ -126,7 +129,7 @@ def share_states(states: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 def gather_tokens(own: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Forward: all ranks' tokens. Backward: this rank's tokens of the sum of every rank's gradient."""
-    result: Tensor = _GatherTokens.apply(own, group)
+    result: Tensor = _Exchange.apply(own, group, "gather_tokens", start_all_gather, start_reduce_scatter)
     return result
 
 
@@ -177,16 +180,18 @@ class _SumShares(torch.autograd.Function):
         return grad, None
 
 
-class _SumSharesToTokens(torch.autograd.Function):
+class _Exchange(torch.autograd.Function):
+    """Forward: a collective. Backward: its transpose."""
+
     @staticmethod
-    def forward(ctx: Any, shares: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return start_reduce_scatter(shares, group, "sum_shares_to_tokens", "forward").wait()
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup, name: str, start: Start, transpose: Start) -> Tensor:
+        ctx.group, ctx.name, ctx.start_transpose = group, name, transpose
+        return start(x, group, name, "forward").wait()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return start_all_gather(grad, ctx.group, "sum_shares_to_tokens", "backward").wait(), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return ctx.start_transpose(grad, ctx.group, ctx.name, "backward").wait(), None, None, None, None
 
 
 class _ShareStates(torch.autograd.Function):
@@ -200,18 +205,6 @@ class _ShareStates(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         total = grad.clone(memory_format=torch.contiguous_format)  # others may hold the incoming gradient
         return start_all_reduce(total, ctx.group, "share_states", "backward").wait(), None
-
-
-class _GatherTokens(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, own: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return start_all_gather(own, group, "gather_tokens", "forward").wait()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return start_reduce_scatter(grad, ctx.group, "gather_tokens", "backward").wait(), None
 
 
 class _SplitTokens(torch.autograd.Function):
@@ -281,7 +274,7 @@ def _own_length(x: Tensor, group: dist.ProcessGroup) -> int:
     return x.shape[0] // group.size()
 
 
-def _count(kind: Kind, x: Tensor) -> None:
+def count_call(kind: Kind, x: Tensor) -> None:
     for counter in _counting:
         counter.calls[kind] += 1
         counter.num_bytes[kind] += x.numel() * x.element_size()

@@ -7,35 +7,42 @@ A candidate lives in processes of its own, so that its peak memory is its own an
 
 import multiprocessing
 import os
-import resource
 import socket
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_any
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from megamesh.config.batch import data_parallel_size, resolve_batch
+from megamesh.config.batch import ResolvedBatch, data_parallel_size, resolve_batch
 from megamesh.config.sections import RecursionConfig, RunConfig
 from megamesh.config.tensor_parallel import padded_vocabulary
 from megamesh.diagnostics.highway_memory import watch_highways
 from megamesh.errors import MegaMeshError, TrainingError
-from megamesh.model.build import build_model, torch_dtype
+from megamesh.model.attention import AttentionInputs
+from megamesh.model.build import torch_dtype
 from megamesh.model.counts import count_parameters
 from megamesh.model.flops import flops_per_token
 from megamesh.model.transformer import Transformer
 from megamesh.parallel.collectives import Communication, count_communication
 from megamesh.parallel.mesh import ProcessMesh
-from megamesh.parallel.tensor import TensorParallel
+from megamesh.pipeline.order import Action
+from megamesh.training.peak_memory import own_peak_bytes
 from megamesh.training.throughput import device_peak_tflops
+
+if TYPE_CHECKING:
+    from megamesh.engine.engine import TrainingEngine
 
 Kind = Literal["config", "base", "mesh", "vanilla", "transformers"]
 START_TIMEOUT_SECONDS = 600
 STEP_TIMEOUT_SECONDS = 3600
+BACKWARD_SLEEPS = 2.0
+"""A sleeping block's backward takes so many times its forward."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +108,7 @@ class CandidateProcesses:
 
     def __init__(self, candidate: Candidate, num_processes: int):
         padded_vocabulary(candidate.config, candidate.vocab_size)
-        resolve_batch(candidate.config.batch, data_parallel_size(candidate.config.parallel, num_processes))
+        self.batch = resolve_batch(candidate.config.batch, data_parallel_size(candidate.config.parallel, num_processes))
         self.candidate, self.num_processes = candidate, num_processes
         self.connections: list[Connection] = []
         self.processes: list[Any] = []
@@ -178,28 +185,19 @@ class TimedEngine:
 
     def __init__(self, candidate: Candidate):
         from megamesh.engine.distributed import init_distributed  # DeepSpeed is needed only in these processes
-        from megamesh.engine.engine import TrainingEngine
+        from megamesh.training.build import build_engine, build_mesh
 
-        config, parallel = candidate.config, candidate.config.parallel
+        config, rows = candidate.config, candidate.padded_vocab_size
         self.device = init_distributed()
-        mesh = ProcessMesh.build(self.device.type, tensor_parallel_size=parallel.model_parallel_size)
+        mesh = build_mesh(config, self.device)
         self.batch = resolve_batch(config.batch, mesh.size("dp"))
-        tp = TensorParallel.on(mesh, sequence_parallel=parallel.sequence_parallel)
-        module = _module(candidate, tp, self.device)
-        shards = module.shards() if isinstance(module, Transformer) else None
+        if candidate.kind == "transformers":
+            self.engine = _transformers_engine(candidate, mesh, self.batch, self.device)
+        else:
+            self.engine = build_engine(config, mesh, self.batch, 10**6, candidate.vocab_size, rows, self.device)
         tokens = self.batch.train_batch_size * config.model.sequence_length
         peak = config.log.peak_tflops or device_peak_tflops(self.device, config.precision)
-        self.facts = Facts(_num_parameters(candidate, module), tokens, peak)
-        self.engine = TrainingEngine(
-            module,
-            optimizer=config.optimizer,
-            precision=config.precision,
-            batch=self.batch,
-            mesh=mesh,
-            train_iters=10**6,
-            device=self.device,
-            shards=shards,
-        )
+        self.facts = Facts(_num_parameters(candidate, self.engine.module), tokens, peak)
         shape = (self.batch.micro_batch_size, config.model.sequence_length + 1)
         generator = torch.Generator().manual_seed(mesh.rank("dp"))  # tensor-parallel ranks read the same samples
         ids = torch.randint(0, candidate.vocab_size, shape, generator=generator).to(self.device)
@@ -214,19 +212,58 @@ class TimedEngine:
             torch.cuda.synchronize(self.device)
         return time.perf_counter() - started
 
+    def watch_step(self, layer_seconds: float | None) -> list[tuple[Action, float, float]]:
+        """One step of a pipeline, without the optimizer: this rank's forwards and backwards, each with its start and end.
+
+        With `layer_seconds` blocks sleep instead of computing.
+        """
+        ring, found = self.engine.ring, []
+        assert ring is not None, "there is no pipeline"
+        if layer_seconds is not None:
+            for runner in ring.runners.values():
+                runner.blocks = nn.ModuleList(_SleepingBlock(layer_seconds) for _ in runner.blocks)
+        ring.watch = lambda *action_start_end: found.append(action_start_end)
+        dist.barrier()
+        num_micro_batches = self.batch.gradient_accumulation_steps
+        ring.train([self.inputs] * num_micro_batches, num_micro_batches, 1.0, lambda: None)
+        return found
+
     def peak_bytes(self) -> int:
         """The most memory that this process has held."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return own_peak_bytes(self.device)
 
     def communication(self) -> tuple[Communication, int]:
-        """What one optimizer step says over the tensor axis, and the bytes of one micro-batch's highway on this rank."""
-        module = self.engine.module
+        """What one optimizer step says over tensor and pipeline axis, and the bytes of one micro-batch's highway on this rank."""
+        module, ring = self.engine.module, self.engine.ring
         assert isinstance(module, Transformer), "transformers' model has no tensor axis"
         with count_communication() as counted, watch_highways(module) as highways:
             self.steps(1)
-        return counted, highways[-1].num_bytes
+        return counted, ring.peak_highway_bytes if ring is not None else highways[-1].num_bytes
+
+
+class _SleepingBlock(nn.Module):
+    """A block that takes its time and does nothing."""
+
+    def __init__(self, seconds: float):
+        super().__init__()
+        self.seconds = seconds
+
+    def forward(self, h_TD: Tensor, _inputs: AttentionInputs, _layer: int) -> Tensor:
+        slept: Tensor = _Sleep.apply(h_TD, self.seconds)
+        return slept
+
+
+class _Sleep(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, h_TD: Tensor, seconds: float) -> Tensor:
+        ctx.seconds = seconds
+        time.sleep(seconds)
+        return h_TD.view_as(h_TD)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_TD: Tensor) -> tuple[Tensor, None]:
+        time.sleep(BACKWARD_SLEEPS * ctx.seconds)
+        return gradient_TD, None
 
 
 class _TransformersLoss(nn.Module):
@@ -249,30 +286,28 @@ def _num_parameters(candidate: Candidate, module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _module(candidate: Candidate, tp: TensorParallel, device: torch.device) -> nn.Module:
-    config = candidate.config
-    dtype = torch_dtype(config.precision)
-    if candidate.kind != "transformers":
-        return build_model(
-            config.model,
-            config.recursion,
-            config.training,
-            candidate.vocab_size,
-            device=device,
-            dtype=dtype,
-            padded_vocab_size=candidate.padded_vocab_size,
-            tp=tp,
-        )
+def _transformers_engine(
+    candidate: Candidate, mesh: ProcessMesh, batch: ResolvedBatch, device: torch.device
+) -> "TrainingEngine":
     from transformers import AutoModelForCausalLM
 
+    from megamesh.engine.engine import TrainingEngine
     from megamesh.hf.configs import SpecialTokens, to_hf_config
 
-    vocab_size = candidate.padded_vocab_size
+    config, vocab_size = candidate.config, candidate.padded_vocab_size
     theirs = to_hf_config("gpt_neox", config.model, RecursionConfig(), vocab_size, SpecialTokens(), "float32")
     model = AutoModelForCausalLM.from_config(theirs, attn_implementation="sdpa")
     if config.training.checkpoint_activations:
         model.gradient_checkpointing_enable()
-    return _TransformersLoss(model.to(device=device, dtype=dtype))
+    return TrainingEngine(
+        _TransformersLoss(model.to(device=device, dtype=torch_dtype(config.precision))),
+        optimizer=config.optimizer,
+        precision=config.precision,
+        batch=batch,
+        mesh=mesh,
+        train_iters=10**6,
+        device=device,
+    )
 
 
 def _free_port() -> int:

@@ -1,12 +1,13 @@
-"""What a model says over the tensor axis in one optimizer step: counted where it happens, on real processes.
+"""What a model says over tensor and pipeline axis in one optimizer step: counted where it happens, on real processes.
 
-    candidate ──model_parallel_size processes, one step──▶ calls and bytes per kind, bytes of the highway, per rank
+    candidate ──as many processes as hold one copy, one step──▶ calls and bytes per kind, bytes of the highway, per rank
 
 Collectives of the data-parallel axis are DeepSpeed's and are not counted.
 """
 
 from dataclasses import dataclass
 
+from megamesh.config.batch import model_ranks
 from megamesh.errors import TrainingError
 from megamesh.parallel.collectives import Kind
 from megamesh.training.benchmark_processes import Candidate, CandidateProcesses
@@ -23,7 +24,9 @@ class KindTotal:
 
     @property
     def wire_bytes(self) -> float:
-        """What a ring sends from each rank: (n−1)/n of the tensor, twice for an all-reduce."""
+        """What a ring sends from each rank: (n−1)/n of the tensor, twice for an all-reduce; what is sent to a neighbour, once."""
+        if self.kind.operation == "send":
+            return float(self.num_bytes)
         rounds = 2 if self.kind.operation == "all_reduce" else 1
         return rounds * self.num_bytes * (self.num_ranks - 1) / self.num_ranks
 
@@ -38,12 +41,16 @@ class CommunicationReport:
 
 
 def measure_communication(candidate: Candidate) -> CommunicationReport:
-    """Run one optimizer step and count. Raises TrainingError where there is no tensor axis."""
-    size = candidate.config.parallel.model_parallel_size
+    """Run one optimizer step and count. Raises TrainingError where one process holds the model."""
+    size = model_ranks(candidate.config.parallel)
     if size == 1:
-        raise TrainingError("model_parallel_size=1 says nothing to anyone; add --set model_parallel_size=2")
+        raise TrainingError(
+            "model_parallel_size=1 without a pipeline says nothing to anyone; add --set model_parallel_size=2 or "
+            "--set pipe_parallel_size=2"
+        )
     with CandidateProcesses(candidate, size) as processes:
         answers = processes.ask("communication")
     counted, _ = max(answers, key=lambda answer: sum(answer[0].num_bytes.values()))
-    totals = [KindTotal(kind, calls, counted.num_bytes[kind], size) for kind, calls in counted.calls.items()]
+    tensor_ranks = candidate.config.parallel.model_parallel_size
+    totals = [KindTotal(kind, calls, counted.num_bytes[kind], tensor_ranks) for kind, calls in counted.calls.items()]
     return CommunicationReport(candidate, totals, max(num_bytes for _, num_bytes in answers))

@@ -2,11 +2,11 @@
 
     RunConfig + world size ──▶ vocabulary ──▶ parameters, FLOPs, batch, memory, DeepSpeed dict ──▶ one JSON-able dict ──▶ text
 
-Parameters, FLOPs and batch arithmetic are exact and those of the whole model; the memory is an estimate for one rank (memory.py).
+Parameters, FLOPs and batch arithmetic are exact and those of the whole model; the memory is an estimate for one rank (memory.py), on a
+pipeline for the fullest one (dry_run_pipeline.py).
 """
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from megamesh.config.batch import ResolvedBatch, data_parallel_size, model_ranks, resolve_batch
@@ -19,7 +19,7 @@ from megamesh.config.yaml_files import yaml_text
 from megamesh.model.counts import count_parameters
 from megamesh.model.flops import flops_per_token
 from megamesh.training.memory import memory_per_rank, parameters_per_rank
-from megamesh.training.vocabulary import vocabulary_size
+from megamesh.training.vocabulary import known_vocabulary_size
 
 
 def dry_run(loaded: LoadedConfig, world_size: int | None = None) -> dict[str, Any]:
@@ -31,29 +31,34 @@ def dry_run(loaded: LoadedConfig, world_size: int | None = None) -> dict[str, An
     model = run.model
     world_size = world_size or model_ranks(run.parallel)
     batch = resolve_batch(run.batch, data_parallel_size(run.parallel, world_size))
-    vocab_size = _vocab_size(run)
+    vocab_size = known_vocabulary_size(model, run.tokenizer)
     padded = padded_vocabulary(run, vocab_size)
     counts = count_parameters(model, run.recursion, padded)
     flops = flops_per_token(model, run.recursion, padded)
+    pipeline, num_parameters, memory = _per_rank(run, batch, padded)
     return {
         "settings": run.model_dump(),
-        "resolved": _resolved(run, batch, vocab_size, padded),
+        "resolved": {**_resolved(run, batch, vocab_size, padded), "parameters_per_rank": num_parameters},
         "parameters": {"total": counts.total, "non_embedding": counts.non_embedding, **asdict(counts)},
         "flops_per_token": {"forward": flops.forward, "training": flops.training, "parts_forward": asdict(flops)},
         "batch": _batch(run, batch),
-        "memory_bytes_per_rank": memory_per_rank(run, batch, padded),
+        "memory_bytes_per_rank": memory,
+        "pipeline": pipeline,
         "deepspeed": deepspeed_config(run.optimizer, run.precision, batch),
         "ignored_keys": loaded.ignored_keys,
         "missing": loaded.missing,
     }
 
 
-def _vocab_size(run: RunConfig) -> int:
-    """The unpadded vocabulary, as training will find it; a tokenizer that is not there yet is not needed beside vocab_size."""
-    vocab_file = run.tokenizer.vocab_file
-    if run.model.vocab_size is not None and not (vocab_file and Path(vocab_file).exists()):
-        return run.model.vocab_size
-    return vocabulary_size(run.model, run.tokenizer)
+def _per_rank(run: RunConfig, batch: ResolvedBatch, padded: int) -> tuple[dict[str, Any] | None, int, dict[str, int]]:
+    """The pipeline's report where there is one; parameters, and memory by part, of the fullest rank."""
+    if run.parallel.pipe_parallel_size < 2:
+        return None, parameters_per_rank(run, padded), memory_per_rank(run, batch, padded)
+    # Imported late: torch's schedules are slow to load, and only a pipeline needs them.
+    from megamesh.training.dry_run_pipeline import report_pipeline
+
+    report = report_pipeline(run, batch, padded)
+    return report.table, report.fullest.num_parameters, report.fullest.report()
 
 
 def _batch(run: RunConfig, batch: ResolvedBatch) -> dict[str, int | None]:
@@ -80,7 +85,6 @@ def _resolved(run: RunConfig, batch: ResolvedBatch, vocab_size: int, padded: int
         "mlp_width": model.mlp_width,
         "vocab_size": vocab_size,
         "padded_vocab_size": padded,
-        "parameters_per_rank": parameters_per_rank(run, padded),
         "zero_stage": effective_zero_stage(run.optimizer, run.precision),
         "lr_decay_iters": run.optimizer.lr_decay_iters or run.training.train_iters,
         "load": run.checkpoint.load or run.checkpoint.save,
@@ -100,6 +104,8 @@ def _ranks(parallel: ParallelConfig, batch: ResolvedBatch) -> str:
     """`8 = 4 data × 2 tensor with sequence_parallel`: which processes share what."""
     total = batch.data_parallel_size * model_ranks(parallel)
     axes = [f"{batch.data_parallel_size} data"]
+    if parallel.pipe_parallel_size > 1:
+        axes.insert(0, f"{parallel.pipe_parallel_size} pipeline")
     if parallel.model_parallel_size > 1:
         axes.append(f"{parallel.model_parallel_size} tensor")
     return f"{total} = {' × '.join(axes)}" + (" with sequence_parallel" if parallel.sequence_parallel else "")
@@ -127,19 +133,31 @@ def describe(report: dict[str, Any]) -> str:
         )
     )
     blocks.append(_block("batch", {key: f"{value:,}" for key, value in report["batch"].items() if value is not None}))
-    memory = report["memory_bytes_per_rank"]
+    memory, pipeline = report["memory_bytes_per_rank"], report["pipeline"]
     blocks.append(
         _block(
-            "memory per rank, estimated",
+            "memory of the fullest rank, estimated" if pipeline else "memory per rank, estimated",
             {key: f"{value / 2**30:>10.3f} GiB" for key, value in memory.items() if value},
         )
     )
+    if pipeline:
+        blocks.append(_describe_pipeline(pipeline))
     blocks.append(_block("DeepSpeed", _as_yaml(report["deepspeed"])))
     if report["ignored_keys"]:
         blocks.append("GPT-NeoX keys without meaning here\n  " + ", ".join(report["ignored_keys"]))
     if report["missing"]:
         blocks.append("not enough for a training run\n" + "\n".join(f"  {line}" for line in report["missing"]))
     return "\n\n".join(blocks)
+
+
+def _describe_pipeline(pipeline: dict[str, Any]) -> str:
+    from megamesh.training.dry_run_pipeline import describe_pipeline
+
+    head = (
+        f"pipeline: {pipeline['schedule']}, {pipeline['num_passes']} passes of {pipeline['num_micro_batches']} micro-batches, "
+        f"{pipeline['idle_share']:.1%} idle by FLOPs; pipe_partition_method: {pipeline['partition']}"
+    )
+    return "\n".join([head, *describe_pipeline(pipeline)])
 
 
 def _as_yaml(keys: dict[str, Any]) -> dict[str, str]:

@@ -21,11 +21,14 @@ What tensor parallelism divides:
                  the activations
     loss         logits and the weight's gradient, by vocabulary
 
+With pipe_parallel_size above 1 see pipeline_memory.py, which uses the parts below.
+
 Not included: the framework, communication buffers, fragmentation, what sequence_parallel gathers for one layer at a time, the parameters
 that ZeRO 3 has gathered at one time, copies for torch.compile.
 """
 
 import math
+from collections.abc import Callable
 
 from megamesh.config.batch import ResolvedBatch
 from megamesh.config.deepspeed import effective_zero_stage
@@ -49,37 +52,56 @@ SPLIT_PARAMETERS = (
 
 
 def memory_per_rank(run: RunConfig, batch: ResolvedBatch, padded_vocab_size: int) -> dict[str, int]:
-    """Estimated bytes of one rank's device, by part and in total."""
-    stage, dp = effective_zero_stage(run.optimizer, run.precision), batch.data_parallel_size
-    num_parameters = parameters_per_rank(run, padded_vocab_size)
-    masters = 0 if stage == 0 else BYTES_FP32
-    weights = run.precision.bytes_per_value * num_parameters
-    gradients = BYTES_FP32 * num_parameters
-    optimizer = (masters + 2 * BYTES_FP32) * num_parameters
+    """Estimated bytes of one rank's device, by part and in total. Without a pipeline."""
     parts = {
-        "weights": weights // dp if stage >= 3 else weights,
-        "gradients": gradients // dp if stage >= 2 else gradients,
-        "optimizer": optimizer // dp if stage >= 1 else optimizer,
+        **parameter_bytes(run, batch, parameters_per_rank(run, padded_vocab_size)),
         "activations": _activation_bytes(run, batch),
         "highway": _highway_bytes(run, batch),
-        "loss": _loss_bytes(run, batch, padded_vocab_size),
+        "loss": sum(loss_bytes(run, batch, padded_vocab_size)),
     }
     return {**parts, "total": sum(parts.values())}
 
 
-def parameters_per_rank(run: RunConfig, padded_vocab_size: int) -> int:
-    """Parameters that a tensor rank holds before ZeRO divides anything, rows of padding included."""
+def parameter_bytes(run: RunConfig, batch: ResolvedBatch, num_parameters: int) -> dict[str, int]:
+    """Weights, gradients and optimizer of so many parameters, on one data-parallel rank."""
+    stage, dp = effective_zero_stage(run.optimizer, run.precision), batch.data_parallel_size
+    masters = 0 if stage == 0 else BYTES_FP32
+    weights = run.precision.bytes_per_value * num_parameters
+    gradients = BYTES_FP32 * num_parameters
+    optimizer = (masters + 2 * BYTES_FP32) * num_parameters
+    return {
+        "weights": weights // dp if stage >= 3 else weights,
+        "gradients": gradients // dp if stage >= 2 else gradients,
+        "optimizer": optimizer // dp if stage >= 1 else optimizer,
+    }
+
+
+def parameters_per_rank(
+    run: RunConfig, padded_vocab_size: int, holds: Callable[[str], bool] = lambda module: True
+) -> int:
+    """Parameters that a tensor rank holds before ZeRO divides anything, rows of padding included.
+
+    `holds` says of a module (core.3, routers, head …) whether the rank has it.
+    """
     size = run.parallel.model_parallel_size
     shapes = parameter_shapes(run.model, run.recursion, padded_vocab_size)
     return sum(
-        math.prod(shape) // (size if f".{name}".endswith(SPLIT_PARAMETERS) else 1) for name, shape in shapes.items()
+        math.prod(shape) // (size if f".{name}".endswith(SPLIT_PARAMETERS) else 1)
+        for name, shape in shapes.items()
+        if holds(_module_of(name))
     )
+
+
+def _module_of(name: str) -> str:
+    """`core.3` of core.3.mlp.up.weight, `routers` of routers.0.read.bias."""
+    first, second, *_ = name.split(".")
+    return f"{first}.{second}" if first in ("prelude", "core", "coda") else first
 
 
 def _activation_bytes(run: RunConfig, batch: ResolvedBatch) -> int:
     """What backward needs of one micro-batch: all blocks at compute depth, or the kept inputs and the longest stretch."""
     model, training, layout = run.model, run.training, run.recursion.layout
-    states, parts = _block_elements(model)
+    states, parts = block_elements(model)
     if training.checkpoint_activations:
         if training.checkpoint_activations_per == "loop" and layout is not None:
             stretch, num_kept = max(layout.num_prelude, layout.num_core, layout.num_coda), layout.num_loops + 2
@@ -92,10 +114,10 @@ def _activation_bytes(run: RunConfig, batch: ResolvedBatch) -> int:
     parts -= _num_shared_states(run) * model.hidden_size
     size = run.parallel.model_parallel_size
     elements = states // (size if run.parallel.sequence_parallel else 1) + parts // size
-    return _tokens(run, batch) * elements * run.precision.bytes_per_value
+    return micro_batch_tokens(run, batch) * elements * run.precision.bytes_per_value
 
 
-def _block_elements(model: ModelConfig) -> tuple[int, int]:
+def block_elements(model: ModelConfig) -> tuple[int, int]:
     """Elements per token that one block keeps, with fused attention and no dropout: of states, and of heads and MLP columns.
 
     States: those that it reads, and the norms' outputs. Heads and columns: queries, keys and values (queries and keys again once
@@ -117,7 +139,8 @@ def _highway_bytes(run: RunConfig, batch: ResolvedBatch) -> int:
     states = (layout.num_loops + 2) * run.model.hidden_size * run.precision.bytes_per_value
     weights = {"static": 0, "dynamic": layout.num_loops * NUM_MIXED_STATES}
     num_weights = weights[term] if term in weights else (layout.num_loops + 1) * 2 * run.recursion.num_slots
-    return _tokens(run, batch) // run.parallel.model_parallel_size * (states + num_weights * BYTES_FP32)
+    tokens = micro_batch_tokens(run, batch) // run.parallel.model_parallel_size
+    return tokens * (states + num_weights * BYTES_FP32)
 
 
 def _highway_scheme(run: RunConfig) -> str | None:
@@ -130,13 +153,19 @@ def _num_shared_states(run: RunConfig) -> int:
     return {None: 0, "mesh": 1}.get(_highway_scheme(run), 2)
 
 
-def _loss_bytes(run: RunConfig, batch: ResolvedBatch, padded_vocab_size: int) -> int:
-    tokens, width = _tokens(run, batch), run.precision.bytes_per_value
+def loss_bytes(run: RunConfig, batch: ResolvedBatch, padded_vocab_size: int) -> tuple[int, int]:
+    """Of one micro-batch: the gradients that wait for backward, and the chunk of logits beside them while they are computed."""
+    tokens, width = micro_batch_tokens(run, batch), run.precision.bytes_per_value
     rows = padded_vocab_size // run.parallel.model_parallel_size
     logits = min(run.training.loss_chunk_tokens, tokens) * rows * (width + 2 * BYTES_FP32)
-    return logits + run.model.hidden_size * (tokens * width + rows * BYTES_FP32)
+    return run.model.hidden_size * (tokens * width + rows * BYTES_FP32), logits
 
 
-def _tokens(run: RunConfig, batch: ResolvedBatch) -> int:
+def micro_batch_tokens(run: RunConfig, batch: ResolvedBatch) -> int:
     """Tokens of one micro-batch."""
     return batch.micro_batch_size * run.model.sequence_length
+
+
+def state_tokens(run: RunConfig, batch: ResolvedBatch) -> int:
+    """Tokens of a micro-batch's states between blocks on one tensor rank."""
+    return micro_batch_tokens(run, batch) // (run.parallel.model_parallel_size if run.parallel.sequence_parallel else 1)

@@ -6,6 +6,7 @@ Everything that can be wrong is looked at in this order, cheap before expensive;
 """
 
 import logging
+import math
 import os
 from collections.abc import Iterator
 from functools import partial
@@ -24,18 +25,19 @@ from megamesh.data.batch import Batch
 from megamesh.data.build import DataSplits, build_datasets, num_train_samples
 from megamesh.data.dataset import TokenDataset
 from megamesh.data.loader import iterate_batches
-from megamesh.engine.distributed import init_distributed, lost_peers_named, shut_down_distributed
+from megamesh.engine.distributed import init_distributed, shut_down_distributed
 from megamesh.engine.engine import TrainingEngine
+from megamesh.engine.liveness import leaving_together
 from megamesh.errors import ConfigError, DataError
-from megamesh.model.build import build_model, torch_dtype
 from megamesh.model.counts import count_parameters
 from megamesh.model.flops import flops_per_token
 from megamesh.parallel.agree import rank_zero_first
 from megamesh.parallel.mesh import ProcessMesh
-from megamesh.parallel.tensor import TensorParallel
+from megamesh.training.build import build_engine, build_mesh, cut_over_pipeline
 from megamesh.training.hooks.checkpoint import CheckpointHook
 from megamesh.training.hooks.console import ConsoleHook
 from megamesh.training.hooks.evaluation import EvaluationHook
+from megamesh.training.hooks.memory import MemoryHook
 from megamesh.training.hooks.metrics_file import MetricsFileHook
 from megamesh.training.hooks.nonfinite import NonFiniteHook
 from megamesh.training.hooks.progress import ProgressHook
@@ -54,7 +56,7 @@ def run(loaded: LoadedConfig) -> None:
     signals = SignalHook()
     device = init_distributed()
     try:
-        with lost_peers_named():
+        with leaving_together("The same command continues from the last checkpoint."):
             train(loaded, device, signals)
     finally:
         shut_down_distributed()
@@ -73,15 +75,17 @@ def prepare(loaded: LoadedConfig, device: torch.device, signals: SignalHook) -> 
     """Everything between the process group and the first step."""
     config = loaded.run
     batch = resolve_batch(config.batch, data_parallel_size(config.parallel, dist.get_world_size()))
-    mesh = ProcessMesh.build(device.type, tensor_parallel_size=config.parallel.model_parallel_size)
+    mesh = build_mesh(config, device)
     rank_zero_first(partial(_check_folders, config))
     vocab_size, train_iters = rank_zero_first(partial(_sizes, config, batch))
     padded_vocab_size = padded_vocabulary(config, vocab_size)
+    cut_over_pipeline(config, batch, padded_vocab_size)  # whatever is wrong with it is told before data is looked at
     start = on_rank_zero(partial(find_start, config, batch, train_iters), "look for a checkpoint")
     state = start.state
     num_samples = state.consumed_samples + max(train_iters - state.step, 0) * batch.train_batch_size
     data = rank_zero_first(partial(_datasets, config, batch, num_samples, vocab_size))
-    engine = _engine(config, mesh, batch, train_iters, (vocab_size, padded_vocab_size), device)
+    engine = build_engine(config, mesh, batch, train_iters, vocab_size, padded_vocab_size, device)
+    _say_what_is_trained(engine, config, padded_vocab_size)
     load_start(engine, start)
     hooks = _hooks(
         loaded, signals, data, mesh, batch, train_iters, _throughput(config, batch, padded_vocab_size, device)
@@ -110,6 +114,7 @@ def _say_what_follows(step: int, train_iters: int, batch: ResolvedBatch, config:
         return
     parallel = config.parallel
     divided = f" × {parallel.model_parallel_size} tensor-parallel" if parallel.model_parallel_size > 1 else ""
+    divided += f" × {parallel.pipe_parallel_size} pipeline" if parallel.pipe_parallel_size > 1 else ""
     split = ", states split by tokens" if parallel.sequence_parallel else ""
     log.info(
         "steps %d to %d, each of %d samples of %d tokens, on %d data-parallel%s ranks%s",
@@ -138,6 +143,7 @@ def _hooks(
         signals,
         ProgressHook(config.log.log_interval, throughput),
         EvaluationHook(config.training.eval_interval, valid, test),
+        MemoryHook(config.log.log_interval),
     ]
     if dist.get_rank() == 0:
         hooks += _sinks(config, train_iters)
@@ -170,40 +176,11 @@ def _batches(
     )
 
 
-def _engine(
-    config: RunConfig,
-    mesh: ProcessMesh,
-    batch: ResolvedBatch,
-    train_iters: int,
-    vocab_sizes: tuple[int, int],
-    device: torch.device,
-) -> TrainingEngine:
-    """This rank's part of the model, with initial weights, in its engine. Vocabulary sizes: true and padded."""
-    vocab_size, padded_vocab_size = vocab_sizes
-    model = build_model(
-        config.model,
-        config.recursion,
-        config.training,
-        vocab_size,
-        device=device,
-        dtype=torch_dtype(config.precision),
-        padded_vocab_size=padded_vocab_size,
-        tp=TensorParallel.on(mesh, sequence_parallel=config.parallel.sequence_parallel),
-    )
+def _say_what_is_trained(engine: TrainingEngine, config: RunConfig, padded_vocab_size: int) -> None:
     num_parameters = count_parameters(config.model, config.recursion, padded_vocab_size).total
-    own = sum(parameter.numel() for parameter in model.parameters())
+    own = sum(math.prod(engine.access.local_shape(parameter)) for _, parameter in engine.named_parameters())
     part = "" if own == num_parameters else f", {own:,} of them on this rank"
-    log.info("%s parameters%s, in %s on %s", f"{num_parameters:,}", part, config.precision.precision, device)
-    return TrainingEngine(
-        model,
-        optimizer=config.optimizer,
-        precision=config.precision,
-        batch=batch,
-        mesh=mesh,
-        train_iters=train_iters,
-        device=device,
-        shards=model.shards(),
-    )
+    log.info("%s parameters%s, in %s on %s", f"{num_parameters:,}", part, config.precision.precision, engine.device)
 
 
 def _saved_config(config: RunConfig, train_iters: int) -> dict[str, Any]:

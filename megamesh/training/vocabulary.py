@@ -1,5 +1,7 @@
 """How many token ids the model must know: the tokenizer's, or what `vocab_size` says."""
 
+from pathlib import Path
+
 from megamesh.config.sections import ModelConfig, TokenizerConfig
 from megamesh.errors import ConfigError
 from megamesh.tokenizer.build import build_tokenizer
@@ -23,3 +25,10 @@ def vocabulary_size(model: ModelConfig, tokenizer: TokenizerConfig) -> int:
             f"leave vocab_size out, or set it to {size}"
         )
     return model.vocab_size or size
+
+
+def known_vocabulary_size(model: ModelConfig, tokenizer: TokenizerConfig) -> int:
+    """The unpadded vocabulary, as training will find it; a tokenizer that is not there yet is not needed beside vocab_size."""
+    if model.vocab_size is not None and not (tokenizer.vocab_file and Path(tokenizer.vocab_file).exists()):
+        return model.vocab_size
+    return vocabulary_size(model, tokenizer)

@@ -1,5 +1,6 @@
 """What workers do in the checkpoint tests: train, save, load, and report bit patterns."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ from megamesh.checkpoint.load import load_checkpoint
 from megamesh.checkpoint.meta import RunState
 from megamesh.checkpoint.save import save_checkpoint
 from megamesh.engine.engine import TrainingEngine
-from tests.engine.runs import GLOBAL_BATCH, Setup, fingerprint, full_state, model_weights, train, training
+from megamesh.engine.zero_access import STATE_KEYS, Fragment
+from tests.engine.runs import GATED, GLOBAL_BATCH, Setup, fingerprint, full_state, model_weights, train, training
 
 CONFIG = {"hidden_size": 32, "recursion": "1+1R2+1"}
 SOURCES = {"model.yml": "hidden_size: 32\n", "site.yml": "save: somewhere\n"}
+DIVIDED = GATED | {"use_qk_layernorm": True}  # the model of runs that are divided over the tensor axis
 
 
 def save(folder: Path, engine: TrainingEngine, **options: Any) -> Path:
@@ -22,13 +25,30 @@ def save(folder: Path, engine: TrainingEngine, **options: Any) -> Path:
     return save_checkpoint(folder, engine, state, config=CONFIG, sources=SOURCES, **options)
 
 
+def fragments(engine: TrainingEngine) -> Iterator[tuple[str, str, Fragment]]:
+    """Key, parameter and values of all masters and moments that this rank holds."""
+    engine.access.prepare_state()
+    for name, parameter in engine.named_parameters():
+        for key in STATE_KEYS:
+            fragment = engine.access.fragment(parameter, key)
+            if fragment is not None:
+                yield key, name, fragment
+
+
 def bits(engine: TrainingEngine) -> dict[str, bytes]:
-    return fingerprint(full_state(engine) | model_weights(engine))
+    """What this rank holds."""
+    state = {f"{key}.{name}": fragment.values for key, name, fragment in fragments(engine)}
+    return fingerprint(state | model_weights(engine))
 
 
-def train_straight(setup: Setup, num_steps: int) -> tuple[list[float], dict[str, bytes]]:
+def train_and_save_half_way(setup: Setup, folder: Path, num_steps: int) -> tuple[list[float], dict[str, bytes]]:
+    """Losses of all steps, and the state after the last. Saving changes no bit of it."""
     with training(setup) as engine:
-        losses = [result.loss for result in train(engine, 0, num_steps)]
+        losses = [result.loss for result in train(engine, 0, num_steps // 2)]
+        before = bits(engine)
+        save(folder, engine)
+        assert bits(engine) == before
+        losses += [result.loss for result in train(engine, num_steps // 2, num_steps)]
         return losses, bits(engine)
 
 

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -42,29 +43,29 @@ class _Killer:
         return wrapped
 
 
-def _save_under_threat(folder: Path, at: int | None, count: Any) -> None:
-    """Save steps 1, 2 and 3, keeping two; the killer strikes in the third save."""
+def _save_under_threat(folder: Path, steps: tuple[int, ...], at: int | None, count: Any) -> None:
+    """Save some steps, keeping two checkpoints; the killer strikes in the last save."""
     from megamesh.engine.distributed import init_distributed
 
     torch.set_num_threads(1)
     init_distributed()
     with training(Setup(0)) as engine:
-        for step in (1, 2, 3):
+        for step in steps:
             engine.num_steps = step
             for master in engine.access.masters():
-                master.data += 1  # in place of training, so that each checkpoint holds other weights
-            if step == 3:
+                master.data += step  # in place of training, so that each checkpoint holds other weights
+            if step == steps[-1]:
                 killer = _Killer(folder, at)
                 killer.watch()
             save(folder, engine, keep_last=2)
         count.value = killer.done
 
 
-def _start(folder: Path, at: int | None) -> tuple[int | None, int]:
+def _start(folder: Path, *steps: int, at: int | None = None) -> tuple[int | None, int]:
     """Exit code, and how many operations the last save had."""
     environment = {name: os.environ.pop(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name in os.environ}
     count = _context.Value("i", 0)
-    process = _context.Process(target=_save_under_threat, args=(folder, at, count))
+    process = _context.Process(target=_save_under_threat, args=(folder, steps, at, count))
     process.start()
     process.join(120)
     os.environ.update(environment)
@@ -72,17 +73,25 @@ def _start(folder: Path, at: int | None) -> tuple[int | None, int]:
 
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.checkpoint.runs"])
+_context.set_forkserver_preload(["tests.checkpoint.runs", "torch._dynamo", "pytest"])  # what each process would import
 
 
-def test_a_kill_anywhere_in_a_save_leaves_a_checkpoint_to_continue_from(tmp_path):
-    exit_code, num_operations = _start(tmp_path / "whole", None)
+@pytest.fixture(scope="module")
+def two_saved(tmp_path_factory) -> Path:
+    """Checkpoints of steps 1 and 2: the save of step 3 removes the first."""
+    folder = tmp_path_factory.mktemp("run")
+    assert _start(folder, 1, 2)[0] == 0
+    return folder
+
+
+def test_a_kill_anywhere_in_a_save_leaves_a_checkpoint_to_continue_from(two_saved, tmp_path):
+    exit_code, num_operations = _start(shutil.copytree(two_saved, tmp_path / "whole"), 3)
     assert exit_code == 0 and num_operations >= 12
     weights = {path.name: _weights(path) for path in (tmp_path / "whole").glob("global_step*")}
     seen = set()
     for at in range(1, num_operations + 1):
-        folder = tmp_path / f"killed at {at}"
-        exit_code, _ = _start(folder, at)
+        folder = shutil.copytree(two_saved, tmp_path / f"killed at {at}")
+        exit_code, _ = _start(folder, 3, at=at)
         assert exit_code == -signal.SIGKILL
         path = find_latest(folder)
         assert path is not None
@@ -98,8 +107,8 @@ def _weights(path: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("at", [3, 9])
-def test_the_next_save_cleans_up_and_continues(tmp_path, at):
-    _start(tmp_path, at)
-    exit_code, _ = _start(tmp_path, None)
-    assert exit_code == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["global_step2", "global_step3", "latest"]
+def test_the_next_save_cleans_up_and_continues(two_saved, tmp_path, at):
+    folder = shutil.copytree(two_saved, tmp_path / "run")
+    assert _start(folder, 3, at=at)[0] == -signal.SIGKILL
+    assert _start(folder, 3)[0] == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["global_step2", "global_step3", "latest"]

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch
 from megamesh.checkpoint.meta import RunState
 from megamesh.config.sections import PrecisionConfig
 from megamesh.model.build import torch_dtype
-from tests.checkpoint.runs import load_and_train, load_each, train_and_save, train_straight
+from tests.checkpoint.runs import DIVIDED, load_and_train, load_each, train_and_save, train_and_save_half_way
 from tests.distributed import run
 from tests.engine.runs import Setup
 
@@ -26,27 +27,49 @@ WRITERS = {
 }
 
 
+def divided(stage: int, precision: str = "fp32", **keys: Any) -> Setup:
+    return Setup(stage, precision, tensor_parallel_size=2, model=DIVIDED, **keys)
+
+
 @pytest.mark.parametrize(
-    ("stage", "precision"),
-    [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bfloat16"), (2, "bfloat16"), (3, "bfloat16")],
-)  # bf16 at stage 0 is stage 1; fp16, with its loss scale, is in tests/engine/test_fp16.py
-def test_ten_steps_and_ten_after_loading_are_twenty_bit_for_bit(tmp_path, stage, precision):
-    setup = Setup(stage, precision)
-    straight = run(2, train_straight, setup, 20)
-    run(2, train_and_save, setup, tmp_path, 10)
-    continued = run(2, load_and_train, replace(setup, seed=OTHER_SEED), tmp_path, 20)
+    ("world_size", "setup"),
+    [
+        *((2, Setup(stage)) for stage in (0, 1, 2, 3)),
+        *((2, Setup(stage, "bfloat16")) for stage in (1, 2, 3)),  # stage 0 is stage 1
+        (2, divided(0, sequence_parallel=True)),
+        (2, divided(1, "fp16", tied=True)),  # fp16 with a loss scale that moves is in tests/engine/test_fp16.py
+        (4, divided(1, "bfloat16", sequence_parallel=True)),
+        (4, divided(3)),
+    ],
+    ids=lambda value: (
+        f"stage {value.stage} {value.precision} tp{value.tensor_parallel_size}"
+        if isinstance(value, Setup)
+        else str(value)
+    ),
+)
+def test_steps_after_loading_are_those_without_it_bit_for_bit(tmp_path, world_size, setup):
+    """Ten and ten, in whole runs, are in tests/training/test_run.py."""
+    straight = run(world_size, train_and_save_half_way, setup, tmp_path, 8)
+    continued = run(world_size, load_and_train, replace(setup, seed=OTHER_SEED), tmp_path, 8)
     for (losses, bits), (state, later_losses, later_bits) in zip(straight, continued, strict=True):
-        assert state == RunState(step=10, consumed_samples=40, seed=7, skipped_steps=1)
-        assert later_losses == losses[10:]
+        assert state == RunState(step=4, consumed_samples=16, seed=7, skipped_steps=1)
+        assert later_losses == losses[4:]
         assert later_bits == bits
 
 
+@pytest.fixture(scope="module")
+def half_way(tmp_path_factory) -> tuple[Path, list[float]]:
+    """A checkpoint of stage 1 on two processes, and the losses of the ten steps after it."""
+    folder = tmp_path_factory.mktemp("run")
+    losses, _ = run(2, train_and_save_half_way, Setup(1), folder, 20)[0]
+    return folder, losses[10:]
+
+
 @pytest.mark.parametrize(("world_size", "stage"), [(1, 0), (1, 1), (2, 3)])
-def test_a_run_of_stage_1_on_two_continues_elsewhere(tmp_path, world_size, stage):
-    losses, _ = run(2, train_straight, Setup(1), 20)[0]
-    run(2, train_and_save, Setup(1), tmp_path, 10)
-    for _, later_losses, _ in run(world_size, load_and_train, Setup(stage, seed=OTHER_SEED), tmp_path, 20):
-        assert later_losses == pytest.approx(losses[10:], rel=1e-5)
+def test_a_run_of_stage_1_on_two_continues_elsewhere(half_way, world_size, stage):
+    folder, expected = half_way
+    for _, losses, _ in run(world_size, load_and_train, Setup(stage, seed=OTHER_SEED), folder, 20):
+        assert losses == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.fixture(scope="module")

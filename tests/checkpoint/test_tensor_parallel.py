@@ -5,7 +5,6 @@ One model with all kinds of cuts: grouped query heads fused with their keys and 
 
 import math
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,18 +19,16 @@ from megamesh.checkpoint.reader import check_files, read_parts, read_weights, we
 from megamesh.checkpoint.save import own_boxes
 from megamesh.checkpoint.together import on_every_rank
 from megamesh.engine.engine import TrainingEngine
-from megamesh.engine.zero_access import STATE_KEYS, Fragment
 from megamesh.errors import CheckpointError
 from megamesh.parallel.mesh import ProcessMesh
 from megamesh.parallel.shards import fill_from_global
 from megamesh.parallel.tensor import TensorParallel
-from tests.checkpoint.runs import save
+from tests.checkpoint.runs import DIVIDED, fragments, save
 from tests.distributed import run
 from tests.engine.runs import (
     PADDED_VOCAB,
     VOCAB,
     Setup,
-    fingerprint,
     full_state,
     model_weights,
     train,
@@ -39,19 +36,11 @@ from tests.engine.runs import (
     transformer,
 )
 
-MODEL = {
-    "num_attention_heads": 8,
-    "num_kv_heads": 4,
-    "norm": "rmsnorm",
-    "activation": "swiglu",
-    "intermediate_size": 88,
-    "use_qk_layernorm": True,
-}
 OTHER_SEED, STATE_FILE = 8, "state.pt"
 
 
 def divided(size: int, stage: int = 0, precision: str = "fp32", **keys: Any) -> Setup:
-    return Setup(stage, precision, tensor_parallel_size=size, model=MODEL, **keys)
+    return Setup(stage, precision, tensor_parallel_size=size, model=DIVIDED, **keys)
 
 
 LAYOUTS = {
@@ -63,54 +52,6 @@ LAYOUTS = {
     "tp 2 × dp 2, split states, bf16 1": (4, divided(2, 1, "bfloat16", sequence_parallel=True)),
     "tp 2 × dp 2, stage 3": (4, divided(2, 3)),
 }
-
-
-def _fragments(engine: TrainingEngine) -> Iterator[tuple[str, str, Fragment]]:
-    """Key, parameter and values of all masters and moments that this rank holds."""
-    for name, parameter in engine.named_parameters():
-        for key in STATE_KEYS:
-            fragment = engine.access.fragment(parameter, key)
-            if fragment is not None:
-                yield key, name, fragment
-
-
-def _bits(engine: TrainingEngine) -> dict[str, bytes]:
-    state = {f"{key}.{name}": fragment.values for key, name, fragment in _fragments(engine)}
-    return fingerprint(state | model_weights(engine))
-
-
-def _save_in_between(setup: Setup, folder: Path) -> tuple[list[float], dict[str, bytes]]:
-    with training(setup) as engine:
-        losses = [result.loss for result in train(engine, 0, 10)]
-        save(folder, engine)
-        losses += [result.loss for result in train(engine, 10, 20)]
-        return losses, _bits(engine)
-
-
-def _continue(setup: Setup, path: Path) -> tuple[list[float], dict[str, bytes]]:
-    """In an engine whose own weights are others."""
-    with training(replace(setup, seed=OTHER_SEED)) as engine:
-        load_checkpoint(path, engine)
-        losses = [result.loss for result in train(engine, 10, 20)]
-        return losses, _bits(engine)
-
-
-@pytest.mark.parametrize(
-    ("world_size", "setup"),
-    [
-        (2, divided(2, sequence_parallel=True)),
-        (2, divided(2, 1, "fp16", tied=True)),
-        (4, divided(2, 1, "bfloat16", sequence_parallel=True)),
-        (4, divided(2, 3)),
-    ],
-    ids=["tp 2 split", "tp 2 fp16 1 tied", "tp 2 split × dp 2 bf16 1", "tp 2 × dp 2 stage 3"],
-)
-def test_ten_steps_and_ten_after_loading_are_twenty_bit_for_bit(tmp_path, world_size, setup):
-    straight = run(world_size, _save_in_between, setup, tmp_path)
-    continued = run(world_size, _continue, setup, tmp_path)
-    for (losses, expected), (later_losses, later) in zip(straight, continued, strict=True):
-        assert later_losses == losses[10:]
-        assert later == expected
 
 
 def _train_and_save(setup: Setup, folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
@@ -169,7 +110,7 @@ def _differences(setup: Setup, paths: list[Path]) -> list[list[str]]:
 def _wrong_fragments(engine: TrainingEngine, expected: dict[str, torch.Tensor]) -> list[str]:
     found = []
     parameters = dict(engine.named_parameters())
-    for key, name, fragment in _fragments(engine):
+    for key, name, fragment in fragments(engine):
         local = torch.full(engine.access.local_shape(parameters[name]), math.nan)
         fill_from_global(local, expected[f"{key}.{name}"], engine.shards[name])
         own = local.flatten()[fragment.start : fragment.start + fragment.values.numel()]

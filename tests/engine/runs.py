@@ -3,9 +3,10 @@
 Functions at the top level run inside the workers of tests/distributed.py.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,18 +14,40 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from megamesh.config.batch import ResolvedBatch
-from megamesh.config.sections import ModelConfig, OptimizerConfig, PrecisionConfig, RecursionConfig, TrainingConfig
+from megamesh.config.sections import (
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    PrecisionConfig,
+    RecursionConfig,
+    TrainingConfig,
+)
 from megamesh.engine.engine import StepResult, TrainingEngine
 from megamesh.engine.optimizer import parameter_groups
 from megamesh.engine.zero_access import STATE_KEYS, Fragment
 from megamesh.model.build import build_model
+from megamesh.model.counts import parameter_shapes
 from megamesh.model.transformer import Transformer
 from megamesh.parallel.mesh import ProcessMesh
 from megamesh.parallel.tensor import SINGLE, TensorParallel
+from megamesh.pipeline.partition import build_partition
+from megamesh.pipeline.ring import Ring
+from tests.model.sharded import join_shards
 
 VOCAB, PADDED_VOCAB, SEQUENCE, GLOBAL_BATCH = 64, 80, 16, 4  # padded where the model is divided over the tensor axis
 PEAK, CLIP, DECAY = 3e-3, 0.9, 0.1
 MICRO_BATCHES = 2  # gradient accumulation steps on two data-parallel ranks, twice as many on one
+
+# Weights with which gradients of routers are not mere rounding.
+BOLD: dict[str, Any] = {"init_method_std": 0.1, "output_layer_init_method": "normal"}
+# Divided in every way there is: query heads fused with fewer keys and values, gate fused with up, rows.
+GATED: dict[str, Any] = {
+    "num_attention_heads": 8,
+    "num_kv_heads": 4,
+    "norm": "rmsnorm",
+    "activation": "swiglu",
+    "intermediate_size": 88,
+}
 
 
 @dataclass(frozen=True)
@@ -43,7 +66,20 @@ class Setup:
     sequence_parallel: bool = False
     scheme: str | None = "mesh"
     compile: bool = False
+    pipe_parallel_size: int = 1
+    partition: str = "cost"
+    schedule: str = "interleaved_1f1b"
+    num_passes: int | None = None
+    recursion: str = "1+1R2+1"
     model: dict[str, Any] = field(default_factory=dict)  # more keys of the model
+
+    def parallel(self) -> ParallelConfig:
+        return ParallelConfig(
+            pipe_parallel_size=self.pipe_parallel_size,
+            pipe_partition_method=self.partition,
+            pipe_schedule=self.schedule,
+            pipe_num_passes=self.num_passes,
+        )
 
     def optimizer(self) -> OptimizerConfig:
         return OptimizerConfig(
@@ -56,18 +92,23 @@ class Setup:
         )
 
 
-def transformer(setup: Setup, tp: TensorParallel = SINGLE) -> Transformer:
+def model_configs(setup: Setup) -> tuple[ModelConfig, RecursionConfig]:
     keys: dict[str, Any] = {"num_attention_heads": 4, "pos_emb": "rotary", "rotary_pct": 0.5} | setup.model
+    recursion = RecursionConfig()
+    if setup.scheme is not None:
+        recursion = RecursionConfig(recursion=setup.recursion, recursion_scheme=setup.scheme)
     model = ModelConfig(
-        num_layers=4,
+        num_layers=recursion.layout.compute_depth if recursion.layout else 4,
         hidden_size=32,
         max_position_embeddings=SEQUENCE,
         no_weight_tying=not setup.tied,
         **keys,
     )
-    recursion = RecursionConfig()
-    if setup.scheme is not None:
-        recursion = RecursionConfig(recursion="1+1R2+1", recursion_scheme=setup.scheme)
+    return model, recursion
+
+
+def transformer(setup: Setup, tp: TensorParallel = SINGLE, holds: Callable[[str], bool] | None = None) -> Transformer:
+    """The whole model, or what a rank holds of it."""
     training = TrainingConfig(
         seed=setup.seed,
         checkpoint_activations=setup.checkpoint_activations,
@@ -75,19 +116,25 @@ def transformer(setup: Setup, tp: TensorParallel = SINGLE) -> Transformer:
         compile=setup.compile,
     )
     padded = PADDED_VOCAB if tp.size > 1 else None
-    return build_model(model, recursion, training, VOCAB, padded_vocab_size=padded, tp=tp)
+    return build_model(*model_configs(setup), training, VOCAB, padded_vocab_size=padded, tp=tp, holds=holds)
 
 
 @contextmanager
 def training(setup: Setup, module: nn.Module | None = None) -> Iterator[TrainingEngine]:
     """An engine over all processes of the group, for global batches of GLOBAL_BATCH samples. By default of the test model."""
-    mesh = ProcessMesh.build("cpu", tensor_parallel_size=setup.tensor_parallel_size)
+    mesh = ProcessMesh.build(
+        "cpu", pipeline_parallel_size=setup.pipe_parallel_size, tensor_parallel_size=setup.tensor_parallel_size
+    )
     ranks = mesh.size("dp")
     accumulation = MICRO_BATCHES * 2 // ranks
-    shards = None
+    shards = ring = names = None
     if module is None:
-        module = model = transformer(setup, TensorParallel.on(mesh, sequence_parallel=setup.sequence_parallel))
-        shards = model.shards()
+        tp, stages = TensorParallel.on(mesh, sequence_parallel=setup.sequence_parallel), None
+        if setup.pipe_parallel_size > 1:
+            stages = build_partition(*model_configs(setup), setup.parallel(), VOCAB)
+        module = model = transformer(setup, tp, stages and partial(stages.holds, mesh.rank("pp")))
+        shards, names = model.shards(), list(parameter_shapes(*model_configs(setup), VOCAB))
+        ring = stages and Ring(model, stages, mesh, setup.parallel().pipe_schedule)
     engine = TrainingEngine(
         module,
         optimizer=setup.optimizer(),
@@ -97,6 +144,8 @@ def training(setup: Setup, module: nn.Module | None = None) -> Iterator[Training
         train_iters=100,
         device=torch.device("cpu"),
         shards=shards,
+        ring=ring,
+        names=names,
     )
     try:
         yield engine
@@ -138,18 +187,7 @@ def join(engine: TrainingEngine, name: str, parameter: nn.Parameter, fragment: F
     if fragment is not None and (not engine.access.replicated or mesh.rank("dp") == 0):
         local[fragment.start : fragment.start + fragment.values.numel()] = fragment.values
     dist.all_reduce(local, group=mesh.group("dp"))
-    local, spec = local.view(shape), engine.shards[name]
-    if spec.dim is None:
-        copies = [torch.empty_like(local) for _ in range(mesh.size("tp"))]
-        dist.all_gather(copies, local, group=mesh.group("tp"))
-        assert all(torch.equal(copy, local) for copy in copies), f"{name} differs between tensor ranks"
-        return local
-    whole = torch.zeros(spec.global_shape)
-    for block in spec.blocks:
-        part = local.narrow(spec.dim, block.local_start, block.length)
-        whole.narrow(spec.dim, block.global_start, block.length).copy_(part)
-    dist.all_reduce(whole, group=mesh.group("tp"))
-    return whole
+    return join_shards(local.view(shape), engine.shards[name], mesh.group("tp"))
 
 
 def model_weights(engine: TrainingEngine) -> dict[str, Tensor]:
@@ -168,6 +206,19 @@ def model_weights(engine: TrainingEngine) -> dict[str, Tensor]:
 def fingerprint(tensors: dict[str, Tensor]) -> dict[str, bytes]:
     """Bit patterns, for comparisons that allow no difference at all."""
     return {name: tensor.contiguous().view(torch.uint8).numpy().tobytes() for name, tensor in tensors.items()}
+
+
+def assert_same_weights(found: dict[str, Tensor], expected: dict[str, Tensor], model: ModelConfig) -> None:
+    """After steps of Adam, relative to each tensor's norm: 1e-5; biases 1e-4, because they start at 0 and are nothing but moves, in
+    which rounding shows where a gradient is small. Biases of keys without rotation add the same to all scores of a query: their gradients
+    are rounding alone, by which Adam moves them anywhere, and they are left out."""
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        error = found[name] - weight
+        if name.endswith("qkv.bias"):
+            error.view(model.kv_heads, -1, model.head_dim)[:, -2, model.rotary_dim :] = 0
+        tolerance = 1e-4 if name.endswith("bias") else 1e-5
+        assert error.norm() <= tolerance * weight.norm(), f"{name} is off by {error.norm():g} of {weight.norm():g}"
 
 
 def oracle(setup: Setup, num_steps: int, first: int = 0) -> tuple[list[float], list[float], dict[str, Tensor]]:

@@ -3,11 +3,10 @@
 import logging
 
 import pytest
-import torch
 import torch.distributed as dist
 
-from megamesh.engine.distributed import check_gpus, lost_peers_named, publish_launch
-from megamesh.errors import ConfigError, TrainingError
+from megamesh.engine.distributed import check_gpus, publish_launch
+from megamesh.errors import ConfigError
 from megamesh.launch import Launch, read_launch
 from megamesh.log import configure_logging
 from megamesh.parallel.agree import rank_zero_first
@@ -47,29 +46,6 @@ def test_several_nodes_need_an_address():
     environment["MASTER_ADDR"] = "node7"
     publish_launch(read_launch(environment), environment)
     assert environment["MASTER_ADDR"] == "node7"
-
-
-def all_reduce_beside_a_rank_that_left() -> str:
-    group = dist.new_group()
-    if dist.get_rank() == 1:
-        dist.destroy_process_group(group)
-        return "left"
-    try:
-        with lost_peers_named():
-            dist.all_reduce(torch.zeros(1), group=group)
-    except TrainingError as error:
-        return str(error)
-    return "no error"
-
-
-def test_a_lost_peer_is_one_error_without_the_text_of_a_socket():
-    told, _ = run(2, all_reduce_beside_a_rank_that_left)
-    assert told == "another process of this run ended early; its own message, or the launcher's, says why"
-
-
-def test_other_errors_are_left_alone():
-    with pytest.raises(RuntimeError, match=r"^shapes$"), lost_peers_named():
-        raise RuntimeError("shapes")
 
 
 def look_for_gpus(num_gpus: int) -> str:

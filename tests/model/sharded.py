@@ -97,30 +97,28 @@ def loss_and_gradients(module: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def gather(local: dict[str, Tensor], specs: dict[str, ShardSpec], *, gradients: bool) -> dict[str, Tensor]:
-    """Global tensors from every rank's part: not the product's way, hence a check on it. Copies must be the same bit for bit."""
-    whole = {}
-    for name, tensor in local.items():
-        spec = specs[name]
-        total = torch.zeros(spec.global_shape, dtype=tensor.dtype)
-        if spec.dim is None:
-            total.copy_(tensor)
-            if not (gradients and spec.partial_gradient):
-                total = _same_everywhere(name, total)
-                whole[name] = total
-                continue
-        for block in spec.blocks:
-            assert spec.dim is not None
-            part = tensor.narrow(spec.dim, block.local_start, block.length)
-            total.narrow(spec.dim, block.global_start, block.length).copy_(part)
-            padding = tensor.narrow(spec.dim, block.length, tensor.shape[spec.dim] - block.length)
-            assert len(spec.blocks) > 1 or not padding.any(), f"{name}: padding is not zero"
-        dist.all_reduce(total)
-        whole[name] = total
+    """Global tensors from every rank's part."""
+    return {
+        name: join_shards(tensor, specs[name], partial=gradients and specs[name].partial_gradient)
+        for name, tensor in local.items()
+    }
+
+
+def join_shards(
+    local: Tensor, spec: ShardSpec, group: dist.ProcessGroup | None = None, *, partial: bool = False
+) -> Tensor:
+    """The global tensor of every tensor rank's part: not the product's way, hence a check on it. Copies must be the same, bit for bit."""
+    if spec.dim is None and not partial:
+        copies = [torch.empty_like(local) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(copies, local, group=group)
+        assert all(torch.equal(copy, local) for copy in copies), f"{spec.name} differs between tensor ranks"
+        return local
+    whole = local.clone() if spec.dim is None else torch.zeros(spec.global_shape, dtype=local.dtype)
+    for block in spec.blocks:
+        assert spec.dim is not None
+        part = local.narrow(spec.dim, block.local_start, block.length)
+        whole.narrow(spec.dim, block.global_start, block.length).copy_(part)
+        padding = local.narrow(spec.dim, block.length, local.shape[spec.dim] - block.length)
+        assert len(spec.blocks) > 1 or not padding.any(), f"{spec.name}: padding is not zero"
+    dist.all_reduce(whole, group=group)
     return whole
-
-
-def _same_everywhere(name: str, tensor: Tensor) -> Tensor:
-    copies = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
-    dist.all_gather(copies, tensor)
-    assert all(torch.equal(copy, tensor) for copy in copies), f"{name} differs between tensor ranks"
-    return tensor

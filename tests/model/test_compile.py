@@ -27,22 +27,22 @@ from megamesh.generation.cache import KVCache
 from megamesh.model import compile as compile_module
 from megamesh.parallel.collectives import Communication, count_communication
 from tests.distributed import run
-from tests.engine.runs import GLOBAL_BATCH, Setup, global_batch, my_micro_batches, training, transformer
+from tests.engine.runs import (
+    BOLD,
+    GATED,
+    GLOBAL_BATCH,
+    Setup,
+    global_batch,
+    my_micro_batches,
+    training,
+    transformer,
+)
 
 STEPS, MANY_STEPS = 10, 60
 TIMEOUT_SECONDS = 600  # for processes that compile
-BOLD: dict[str, Any] = {"init_method_std": 0.1, "output_layer_init_method": "normal"}
 DROPOUT = BOLD | {"hidden_dropout": 0.1, "attention_dropout": 0.1}
 PARALLEL = DROPOUT | {"gpt_j_residual": True}
-GATED = BOLD | {
-    "num_kv_heads": 2,
-    "norm": "rmsnorm",
-    "activation": "swiglu",
-    "intermediate_size": 88,
-    "use_qk_layernorm": True,
-    "use_bias_in_attn_linear": False,
-    "use_bias_in_mlp": False,
-}
+LLAMA = BOLD | GATED | {"use_qk_layernorm": True, "use_bias_in_attn_linear": False, "use_bias_in_mlp": False}
 
 Steps = tuple[list[float], list[dict[str, Tensor]]]
 
@@ -86,7 +86,7 @@ def test_losses_and_gradients_are_those_of_plain_blocks(setup: Setup, num_versio
 @pytest.mark.parametrize(
     ("device", "model"),
     [
-        ("cpu", GATED),
+        ("cpu", LLAMA),
         pytest.param(
             "cuda",
             PARALLEL | {"hidden_dropout": 0.0, "attention_dropout": 0.0},
@@ -158,8 +158,8 @@ def test_shared_blocks_under_data_parallelism_do_not_drift(stage: int, folder: P
 
 def test_data_parallel_steps_in_bf16(folder: Path) -> None:
     """fp32 masters, 16-bit blocks: within what plain 16 bits show against fp32."""
-    exact, _, _ = run(2, _train_both, Setup(1, model=GATED), STEPS, folder, "none")[0]
-    setup = Setup(1, "bfloat16", model=GATED)
+    exact, _, _ = run(2, _train_both, Setup(1, model=LLAMA), STEPS, folder, "none")[0]
+    setup = Setup(1, "bfloat16", model=LLAMA)
     plain, compiled, _ = run(2, _train_both, setup, STEPS, folder, timeout_seconds=TIMEOUT_SECONDS)[0]
     noise = max(abs(one.loss - other.loss) for one, other in zip(plain, exact, strict=True))
     assert max(abs(one.loss - other.loss) for one, other in zip(compiled, exact, strict=True)) < 1.5 * noise

@@ -84,7 +84,7 @@ def _losses(case: Case, num_draws: int, divided: bool) -> list[float]:
 
 @pytest.mark.parametrize("sequence_parallel", [False, True])
 def test_two_ranks_equal_one_in_distribution(sequence_parallel: bool) -> None:
-    case = Case("base", "MHA, parallel", sequence_parallel, dropout=RATE)
+    case = Case(None, "MHA, parallel", sequence_parallel, dropout=RATE)
     num_draws = 150
     one, (two, same) = _losses(case, num_draws, divided=False), run(2, _losses, case, num_draws, True)
     assert two == same

@@ -221,7 +221,7 @@ def test_no_two_global_tensors_exist_at_once_while_weights_are_drawn(monkeypatch
 def saved_bytes(model: Transformer, inputs: tuple[torch.Tensor, ...]) -> int:
     """Bytes of all tensors that autograd keeps for backward, parameters left out, each storage counted once."""
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept: dict[int, torch.UntypedStorage] = {}
+    kept: dict[int, torch.UntypedStorage] = {}  # held, so that no address is used twice
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()

@@ -140,7 +140,7 @@ class TestWithCheckpoint:
         assert "the previous checkpoint is untouched" in done.stderr
         assert (saved / "run/latest").read_text().strip() == "global_step2"
         assert not list((saved / "run").glob(".saving*"))
-        launch(config)
+        assert run(1, train_in_worker, [str(config)])[0][0] == 0
         assert (saved / "run/latest").read_text().strip() == "global_step4"
 
 

@@ -1,4 +1,8 @@
-"""tools/train.py, killed with SIGKILL at a moment that the first argument names: step:13, or save:20:before-rename.
+"""tools/train.py, killed with SIGKILL at a moment that the first argument names.
+
+    step:13                 all ranks, after step 13
+    micro-batch:13:2        rank 2, in step 13, before its second micro-batch
+    save:20:before-rename   in the save of step 20
 
 Run by the launcher in place of tools/train.py; nothing of this is in the product.
 """
@@ -7,11 +11,14 @@ import os
 import signal
 import sys
 
+import torch.distributed as dist
+
 from megamesh.checkpoint import folder as folders
 from megamesh.config.load import load_config
 from megamesh.log import configure_logging
 from megamesh.training.hooks.progress import ProgressHook
 from megamesh.training.run import run
+from megamesh.training.trainer import Trainer
 
 
 def die() -> None:
@@ -29,6 +36,17 @@ def arrange_death(moment: str) -> None:
                 die()
 
         ProgressHook.after_step = dying_after_step
+        return
+    if kind == "micro-batch":
+        rank, micro_batches = int(detail[0]), Trainer._micro_batches
+
+        def dying_inside_a_step(trainer):
+            for number, inputs in enumerate(micro_batches(trainer), 1):
+                if (dist.get_rank(), trainer.state.step + 1, number) == (rank, int(step), 2):
+                    die()
+                yield inputs
+
+        Trainer._micro_batches = dying_inside_a_step
         return
     name = {"before-rename": "publish", "before-latest": "replace_text"}[detail[0]]
     original = getattr(folders, name)

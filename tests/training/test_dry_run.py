@@ -90,6 +90,65 @@ def test_without_a_world_size_one_copy_of_the_model_is_shown(tmp_path: Path, key
     assert said["resolved"]["ranks"] == ranks and said["batch"]["data_parallel_size"] == 1
 
 
+def test_a_pipeline_is_shown_rank_by_rank(tmp_path: Path) -> None:
+    keys = {
+        "pipe_parallel_size": 4,
+        "train_micro_batch_size_per_gpu": 1,
+        "pipe_partition_method": "1,1,1,1+3,2,2,1+2,1,1,0",
+    }
+    said = report(tmp_path, world_size=8, **keys)
+    pipeline = said["pipeline"]
+    assert said["resolved"]["ranks"] == "8 = 4 pipeline × 2 data" and pipeline["num_micro_batches"] == 256
+    assert pipeline["partition"] == keys["pipe_partition_method"] and pipeline["num_passes"] == 4
+    assert sum(rank["parameters"] for rank in pipeline["ranks"]) == said["parameters"]["total"]
+    layers = [
+        (stage["stack"], stage["first_layer"] + i) for stage in pipeline["stages"] for i in range(stage["num_layers"])
+    ]
+    assert len(layers) == 24 and len(set(layers)) == 16
+    held = {
+        name: [stage["rank"] for stage in pipeline["stages"] if name in stage["holds"]]
+        for name in ("embedding", "loop boundary", "head")
+    }
+    assert held == {"embedding": [0], "loop boundary": [3, 3, 3], "head": [3]}
+    # 15 edges between stages, and h_emb over 3: states of 4096 tokens in bfloat16, forward and back
+    assert sum(rank["sent_bytes_per_step"] for rank in pipeline["ranks"]) == 2 * 4096 * 2048 * 2 * 256 * (15 + 3)
+    assert 0 < pipeline["idle_share"] < 0.5 and 4 < pipeline["ranks"][0]["most_in_flight"] < 32
+    fullest = max(pipeline["ranks"], key=lambda rank: rank["memory_bytes"])
+    assert said["memory_bytes_per_rank"]["total"] == fullest["memory_bytes"]
+    assert said["resolved"]["parameters_per_rank"] == fullest["parameters"]
+
+
+@pytest.mark.parametrize("keys", [{"no_weight_tying": False}, {"recursion": None, "pipe_num_passes": 3}])
+def test_a_pipeline_s_partition_can_be_given_back(tmp_path: Path, keys: dict[str, Any]) -> None:
+    shape = {
+        "pipe_parallel_size": 2,
+        "train_micro_batch_size_per_gpu": 32,
+        "pipe_partition_method": "parameters",
+        **keys,
+    }
+    said = report(tmp_path, **shape, world_size=2)
+    again = report(tmp_path, **{**shape, "pipe_partition_method": said["pipeline"]["partition"]}, world_size=2)
+    assert again["pipeline"] == said["pipeline"]
+
+
+def test_the_pipeline_table_in_text(tmp_path: Path) -> None:
+    said = report(tmp_path, world_size=2, pipe_parallel_size=2, train_micro_batch_size_per_gpu=1)
+    text = describe(said)
+    assert (
+        "memory of the fullest rank, estimated" in text
+        and f"pipe_partition_method: {said['pipeline']['partition']}" in text
+    )
+    assert re.search(r"\n  0 prelude +0–1, embedding +2–3, loop boundary\n", text)
+    assert re.search(r"\n  3 coda .*head\n  parameters +[\d,]+ +[\d,]+\n  memory, GiB", text)
+
+
+def test_micro_batches_that_the_schedule_cannot_run_are_refused(tmp_path: Path) -> None:
+    keys = {"pipe_parallel_size": 4, "train_micro_batch_size_per_gpu": 1, "train_batch_size": 9}
+    with pytest.raises(ConfigError, match=r"pipe_parallel_size=4 .*gradient_accumulation_steps=9.*use .*: 8 or 10"):
+        report(tmp_path, world_size=4, **keys)
+    assert report(tmp_path, world_size=4, **{**keys, "train_batch_size": 10})["pipeline"]["num_micro_batches"] == 10
+
+
 def test_a_batch_that_does_not_divide_is_said_with_the_number_of_processes(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"train_batch_size=512 .*data-parallel size 3"):
         report(tmp_path, world_size=3)

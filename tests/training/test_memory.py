@@ -13,6 +13,7 @@ from megamesh.parallel.mesh import ProcessMesh
 from megamesh.parallel.tensor import SINGLE, TensorParallel
 from megamesh.training.memory import memory_per_rank, parameters_per_rank
 from tests.distributed import run as run_processes
+from tests.model.test_transformer import saved_bytes
 
 SMALL = {
     "num_layers": 8,
@@ -102,27 +103,15 @@ def test_recomputation_keeps_fewer_activations() -> None:
     assert per_block < per_loop < kept / 2
 
 
-def saved_bytes(run: RunConfig) -> int:
-    """Bytes of all storages that one micro-batch keeps for backward on this rank, apart from the weights."""
+def saved_here(run: RunConfig) -> int:
+    """Bytes that one micro-batch keeps for backward on this rank."""
     size, tp = run.parallel.model_parallel_size, SINGLE
     if size > 1:
         mesh = ProcessMesh.build("cpu", tensor_parallel_size=size)
         tp = TensorParallel.on(mesh, sequence_parallel=run.parallel.sequence_parallel)
     model = build_model(run.model, run.recursion, run.training, VOCAB, padded_vocab_size=PADDED_VOCAB, tp=tp)
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    saved: dict[int, torch.UntypedStorage] = {}  # held, so that no address is used twice
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            saved[storage.data_ptr()] = storage
-        return tensor
-
     tokens_BS = torch.zeros(2, run.model.sequence_length, dtype=torch.long)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = model(tokens_BS, tokens_BS, torch.ones(tokens_BS.shape))
-    assert loss.requires_grad
-    return sum(storage.nbytes() for storage in saved.values())
+    return saved_bytes(model, (tokens_BS, tokens_BS, torch.ones(tokens_BS.shape)))
 
 
 LAYOUTS = [(1, False), (2, False), (2, True)]
@@ -130,7 +119,7 @@ LAYOUTS = [(1, False), (2, False), (2, True)]
 
 def saved_on_every_rank(run: RunConfig) -> list[int]:
     size = run.parallel.model_parallel_size
-    return run_processes(size, saved_bytes, run) if size > 1 else [saved_bytes(run)]
+    return run_processes(size, saved_here, run) if size > 1 else [saved_here(run)]
 
 
 @pytest.mark.parametrize(("size", "sequence_parallel"), LAYOUTS)

@@ -15,6 +15,7 @@ import torch
 
 from megamesh.checkpoint.reader import read_meta, read_weights
 from megamesh.config.load import load_config
+from megamesh.errors import MegaMeshError
 from megamesh.training.hooks.metrics_file import read_metrics
 from megamesh.training.hooks.signals import SignalHook
 from megamesh.training.run import train
@@ -37,6 +38,13 @@ def train_here(config: Path) -> int:
     return trainer.state.step
 
 
+def refused(config: Path) -> str:
+    """What a run that must fail says, in a worker."""
+    with pytest.raises(MegaMeshError) as caught:
+        train_here(config)
+    return str(caught.value)
+
+
 def weights(save: Path) -> dict[str, torch.Tensor]:
     return dict(read_weights(save))
 
@@ -51,8 +59,9 @@ def assert_same_run(one: Path, other: Path) -> None:
         assert torch.equal(value, found[name]), name
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_a_killed_run_continues_bit_for_bit(folder: Path, stage: int) -> None:
+@pytest.mark.parametrize(("stage", "dead"), [(0, None), (1, 1), (2, 0), (3, 1)])
+def test_a_killed_run_continues_bit_for_bit(folder: Path, stage: int, dead: int | None) -> None:
+    """All processes at once, after step 13, or one in the middle of it, which another one names."""
     changes = dict(
         zero_optimization={"stage": stage},
         precision="bfloat16" if stage == 2 else "fp32",
@@ -61,10 +70,13 @@ def test_a_killed_run_continues_bit_for_bit(folder: Path, stage: int) -> None:
     )
     straight, killed = write_config(folder, "straight", **changes), write_config(folder, "killed", **changes)
     assert run(2, train_here, straight) == [20, 20]
-    died = launch("step:13", killed, num_processes=2, script="tests/training/killed_run.py", check=False)
+    moment = "step:13" if dead is None else f"micro-batch:13:{dead}"
+    died = launch(moment, killed, num_processes=2, script="tests/training/killed_run.py", check=False)
     assert died.returncode != 0
     assert (folder / "killed/latest").read_text().strip() == "global_step10"
-    assert len(losses(folder / "killed")) == 13
+    assert len(losses(folder / "killed")) == (13 if dead is None else 12)
+    if dead is not None:
+        assert died.stderr.count("The same command continues") == died.stderr.count(f"error: rank {dead} on ") == 1
     assert run(2, train_here, killed) == [20, 20]
     assert_same_run(folder / "straight", folder / "killed")
 
@@ -76,7 +88,7 @@ def test_a_run_killed_inside_a_save_continues_bit_for_bit(folder: Path, moment: 
     died = launch(f"save:20:{moment}", killed, script="tests/training/killed_run.py", check=False)
     assert died.returncode == -signal.SIGKILL
     assert (folder / "killed/latest").read_text().strip() == "global_step10"
-    launch(killed)
+    assert run(1, train_here, killed) == [20]
     assert_same_run(folder / "straight", folder / "killed")
     assert {path.name for path in (folder / "killed").iterdir()} == {
         "global_step10", "global_step20", "latest", "metrics.jsonl",
@@ -138,8 +150,7 @@ def test_train_epochs_of_less_than_a_batch_is_an_error(folder: Path) -> None:
     config = write_config(
         folder, train_iters=None, train_epochs=1, train_batch_size=1000, train_micro_batch_size_per_gpu=None
     )
-    with pytest.raises(Exception, match=r"train_epochs=1 gives 211 samples of 16 tokens, less than one batch of 1000"):
-        run(1, train_here, config)
+    assert "train_epochs=1 gives 211 samples of 16 tokens, less than one batch of 1000" in run(1, refused, config)[0]
 
 
 def test_a_finished_run_does_nothing_more(folder: Path) -> None:

@@ -9,20 +9,22 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models
 
-from megamesh.checkpoint.reader import read_weights
+from megamesh.checkpoint.reader import read_meta, read_weights
 from megamesh.config.load import load_config
-from megamesh.errors import ConfigError
+from megamesh.config.sections import RunConfig
 from megamesh.model.flops import flops_per_token
 from megamesh.training.hooks.metrics_file import read_metrics
 from megamesh.training.hooks.signals import SIGNALS, SignalHook
 from megamesh.training.run import train
 from tests.distributed import run
-from tests.training.test_run import train_here
+from tests.engine.runs import BOLD, assert_same_weights
+from tests.training.test_run import refused, train_here
 from tests.training.tiny import losses, write_config, write_corpus
 
 TOLERANCE = 1e-5
-KEYS: dict[str, Any] = {
+KEYS: dict[str, Any] = BOLD | {
     "make_vocab_size_divisible_by": 16,
+    "optimizer": {"type": "AdamW", "params": {"lr": 1e-2, "betas": [0.9, 0.95], "eps": 1e-6}},
     "train_iters": 6,
     "eval_interval": 3,
     "checkpoint_factor": 3,
@@ -51,11 +53,8 @@ def assert_near(found: Path, expected: Path) -> None:
     """Every step's loss, every evaluation and every final weight."""
     for kind in ("train", "valid"):
         assert losses(found, kind) == pytest.approx(losses(expected, kind), rel=TOLERANCE)
-    theirs = dict(read_weights(expected))
-    ours = dict(read_weights(found))
-    assert ours.keys() == theirs.keys()
-    for name, weight in theirs.items():
-        assert (ours[name] - weight).norm() <= 1e-3 * weight.norm(), name
+    model = RunConfig.model_validate(read_meta(expected).config).model
+    assert_same_weights(dict(read_weights(found)), dict(read_weights(expected)), model)
 
 
 @pytest.mark.parametrize(
@@ -107,12 +106,6 @@ def test_speed_counts_each_token_once_and_each_device(folder: Path) -> None:
     assert [row["consumed_tokens"] for row in rows] == [4 * 16 * step for step in range(1, 7)]
     for row in rows:
         assert row["tflops_per_device"] == pytest.approx(row["tokens_per_second"] * flops / 4 / 1e12)
-
-
-def refused(config: Path) -> str:
-    with pytest.raises(ConfigError) as caught:
-        train_here(config)
-    return str(caught.value)
 
 
 def test_a_tokenizer_too_small_to_divide_is_an_error_on_every_rank(folder: Path) -> None:

@@ -1,0 +1,33 @@
+"""What a pipeline asks of the batch: a number of micro-batches that its schedule has an order for."""
+
+from collections.abc import Iterator
+from itertools import count
+
+from megamesh.config.sections import ParallelConfig
+from megamesh.errors import ConfigError
+from megamesh.pipeline.order import micro_batches_fit
+
+
+def check_micro_batches(parallel: ParallelConfig, num_micro_batches: int) -> None:
+    """ConfigError where the pipeline's schedule cannot run so many micro-batches per optimizer step."""
+    num_ranks = parallel.pipe_parallel_size
+    if num_ranks < 2 or (
+        num_micro_batches >= 1 and micro_batches_fit(parallel.pipe_schedule, num_ranks, num_micro_batches)
+    ):
+        return
+    below = [number for number in range(num_micro_batches - 1, 0, -1) if _fits(parallel, number)][:1]
+    nearest = " or ".join(map(str, [*below, next(_above(parallel, num_micro_batches))]))
+    other = ", or pipe_schedule: looped_bfs, which takes any number" if num_micro_batches >= 1 else ""
+    raise ConfigError(
+        f"pipe_schedule={parallel.pipe_schedule} with pipe_parallel_size={num_ranks} has no order for "
+        f"gradient_accumulation_steps={num_micro_batches}: it runs micro-batches in rounds of equal length; "
+        f"use gradient_accumulation_steps: {nearest}{other}"
+    )
+
+
+def _fits(parallel: ParallelConfig, number: int) -> bool:
+    return micro_batches_fit(parallel.pipe_schedule, parallel.pipe_parallel_size, number)
+
+
+def _above(parallel: ParallelConfig, number: int) -> Iterator[int]:
+    return (larger for larger in count(max(number, 0) + 1) if _fits(parallel, larger))

@@ -1,0 +1,42 @@
+"""Numbers of micro-batches that a schedule has no order for: refused, with the nearest that have one."""
+
+import pytest
+
+from megamesh.config.sections import ParallelConfig
+from megamesh.errors import ConfigError
+from megamesh.pipeline.checks import check_micro_batches
+from megamesh.pipeline.order import Schedule, training_order
+
+
+def parallel(size: int, schedule: Schedule = "interleaved_1f1b") -> ParallelConfig:
+    return ParallelConfig(pipe_parallel_size=size, pipe_schedule=schedule)
+
+
+@pytest.mark.parametrize("schedule", ["interleaved_1f1b", "looped_bfs"])
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_what_is_accepted_has_an_order_and_what_is_refused_has_none(size: int, schedule: Schedule) -> None:
+    for number in range(1, 14):
+        try:
+            training_order(schedule, size, 2, number)
+        except ValueError:
+            with pytest.raises(ConfigError):
+                check_micro_batches(parallel(size, schedule), number)
+        else:
+            check_micro_batches(parallel(size, schedule), number)
+
+
+def test_the_message_names_the_keys_and_numbers_that_are_accepted() -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_micro_batches(parallel(4), 9)
+    assert str(caught.value) == (
+        "pipe_schedule=interleaved_1f1b with pipe_parallel_size=4 has no order for gradient_accumulation_steps=9: it runs micro-batches "
+        "in rounds of equal length; use gradient_accumulation_steps: 8 or 10, or pipe_schedule: looped_bfs, which takes any number"
+    )
+    for number in (8, 10):
+        check_micro_batches(parallel(4), number)
+    check_micro_batches(parallel(4, "looped_bfs"), 9)
+
+
+def test_no_pipeline_takes_any_number() -> None:
+    for size in (0, 1):
+        check_micro_batches(parallel(size), 7)

@@ -1,0 +1,130 @@
+"""Where layers go: every parameter on one rank, as balanced as the method says."""
+
+import math
+
+import pytest
+
+from megamesh.config.sections import ModelConfig, ParallelConfig, RecursionConfig
+from megamesh.errors import ConfigError
+from megamesh.model.build import empty_model
+from megamesh.model.counts import parameter_shapes
+from megamesh.pipeline.partition import build_partition, forward_costs
+from megamesh.pipeline.simulator import simulate_step
+from megamesh.pipeline.stages import ENTER, Costs, Partition
+
+VOCAB = 512
+
+
+def configs(recursion: str | None = "4+8R2+4", scheme: str = "mesh", **keys) -> tuple[ModelConfig, RecursionConfig]:
+    recur = RecursionConfig(recursion=recursion, recursion_scheme=scheme) if recursion else RecursionConfig()
+    depth = recur.layout.compute_depth if recur.layout else 8
+    options = {
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 32,
+        "no_weight_tying": True,
+    } | keys
+    return ModelConfig(num_layers=depth, **options), recur
+
+
+def layers(partition: Partition) -> list[list[int]]:
+    """Layers per pass and rank."""
+    counts = [stage.num_blocks for stage in partition.stages]
+    return [counts[first : first + partition.num_ranks] for first in range(0, len(counts), partition.num_ranks)]
+
+
+@pytest.mark.parametrize("method", ["cost", "uniform", "parameters"])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    ("recursion", "passes"), [("4+8R2+4", None), ("3+2R3+0", None), ("2+3+3+2", None), (None, 1), (None, 3)]
+)
+@pytest.mark.parametrize("num_ranks", [2, 3])
+def test_every_parameter_is_on_exactly_one_rank(method, tied, recursion, passes, num_ranks):
+    model, recur = configs(recursion, no_weight_tying=not tied, pos_emb="learned")
+    parallel = ParallelConfig(pipe_parallel_size=num_ranks, pipe_partition_method=method, pipe_num_passes=passes)
+    partition = build_partition(model, recur, parallel, VOCAB)
+    found: dict[str, tuple[int, ...]] = {}
+    for rank in range(num_ranks):
+        part = empty_model(
+            model, recur, VOCAB, device="meta", holds=lambda name, rank=rank: partition.holds(rank, name)
+        )
+        own = {name: tuple(parameter.shape) for name, parameter in part.named_parameters()}
+        assert not own.keys() & found.keys()
+        found |= own
+    expected = parameter_shapes(model, recur, VOCAB)
+    assert found == expected
+    assert sum(math.prod(shape) for shape in found.values()) == sum(math.prod(shape) for shape in expected.values())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("recursion", ["4+8R2+4", "2+3+3+2", None])
+def test_a_micro_batch_meets_every_compute_layer_once_and_in_order(tied, recursion):
+    model, recur = configs(recursion, no_weight_tying=not tied)
+    partition = build_partition(model, recur, ParallelConfig(pipe_parallel_size=3), VOCAB)
+    visited = [stage.first_layer + index for stage in partition.stages for index in range(stage.num_blocks)]
+    assert visited == list(range(model.num_layers))
+    assert [stage.index for stage in partition.stages] == list(range(3 * partition.num_passes))
+    boundaries = [(stage.rank, stage.boundary) for stage in partition.stages if stage.boundary is not None]
+    assert boundaries == ([(2, ENTER), (2, 0), (2, 1)] if recur.layout else [])
+    assert [stage.rank for stage in partition.stages if stage.has_head] == [0 if tied else 2]
+
+
+def test_numbers_that_are_written_down_are_taken():
+    model, recur = configs("3+2R2+4")
+    parallel = ParallelConfig(pipe_parallel_size=2, pipe_partition_method="3,0+0,2+1,3")
+    assert layers(build_partition(model, recur, parallel, VOCAB)) == [[3, 0], [0, 2], [0, 2], [1, 3]]
+
+
+def test_uniform_evens_out_layers_pass_by_pass():
+    model, recur = configs("4+8R2+4")
+    parallel = ParallelConfig(pipe_parallel_size=4, pipe_partition_method="uniform")
+    assert layers(build_partition(model, recur, parallel, 10**6)) == [[1] * 4, [2] * 4, [2] * 4, [1] * 4]
+
+
+def test_cost_takes_layers_from_the_rank_that_has_the_head():
+    """A head as dear as two layers: the last rank has two layers less, at one and a half times its FLOPs three."""
+    model, recur = configs("4+8R2+8")
+    block = forward_costs(model, recur, VOCAB).block
+    vocab = int(2 * block / (2 * model.hidden_size))
+    partition = build_partition(model, recur, ParallelConfig(pipe_parallel_size=2), vocab)
+    assert layers(partition)[:3] == [[2, 2], [4, 4], [4, 4]]
+    assert layers(partition)[3] in ([5, 3], [6, 2])
+
+
+def test_parameters_evens_out_weights():
+    """The embedding is worth many layers, so that the first rank has fewer."""
+    model, recur = configs(None, hidden_size=64, num_attention_heads=4)
+    parallel = ParallelConfig(pipe_parallel_size=2, pipe_partition_method="parameters")
+    vocab = 3 * 12 * 64  # embedding and head: three layers' weights each
+    assert layers(build_partition(model, recur, parallel, vocab)) == [[4, 4]]
+    tied, _ = configs(None, no_weight_tying=False)
+    ((first, second), _) = layers(build_partition(tied, recur, parallel, vocab))
+    assert first < second
+
+
+@pytest.mark.parametrize("num_ranks", [2, 4, 8])
+@pytest.mark.parametrize("recursion", ["4+8R2+4", "8+24R3+8"])
+def test_balanced_passes_are_never_slower_than_equal_numbers_of_layers(recursion, num_ranks):
+    model, recur = configs(recursion, hidden_size=1024, num_attention_heads=16, max_position_embeddings=2048)
+    costs = forward_costs(model, recur, 50304)
+
+    def seconds(method: str) -> float:
+        parallel = ParallelConfig(pipe_parallel_size=num_ranks, pipe_partition_method=method)
+        return simulate_step(build_partition(model, recur, parallel, 50304), costs, 4 * num_ranks).seconds
+
+    assert seconds("cost") <= seconds("uniform")
+
+
+def test_a_rank_without_layers_is_refused():
+    model, recur = configs("1+1R2+1")
+    with pytest.raises(ConfigError, match="leaves pipeline rank 3 without any layer; use fewer pipeline ranks"):
+        build_partition(model, recur, ParallelConfig(pipe_parallel_size=6), VOCAB)
+
+
+def test_costs_of_a_stage_are_those_of_what_it_holds():
+    model, recur = configs("2+2R1+2")
+    stages = build_partition(
+        model, recur, ParallelConfig(pipe_parallel_size=2, pipe_partition_method="uniform"), VOCAB
+    ).stages
+    costs = Costs(block=1.0, head=10.0, boundary=0.5, embedding=0.25)
+    assert [stage.cost(costs) for stage in stages] == [1.25, 1.5, 1.0, 1.5, 1.0, 11.0]

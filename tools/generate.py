@@ -5,9 +5,9 @@
     python tools/generate.py --checkpoint save --interactive --temperature 0.8 --top-p 0.95
     torchrun --nproc-per-node 4 tools/generate.py --checkpoint save --prompt "def main("
 
-Started by torchrun, deepspeed or srun, the model is divided over all processes (tensor parallelism), whatever divided it in training: use
-it where the weights do not fit into one GPU. Heads, key/value heads and the MLP's width must be divisible by the number of processes.
-The same text comes out, once.
+Started by torchrun, deepspeed or srun, the model is divided over all processes, whatever divided it in training: use it where the weights
+do not fit into one GPU. Tensor parallelism divides heads, key/value heads and the MLP's width, which must be divisible by the number of
+processes; --pipe-parallel-size cuts the layers over so many ranks and leaves the rest to the tensor axis. The same text comes out, once.
 
 --input-file holds one prompt per line (.txt) or per record under "text" (.jsonl). --output gets one JSON object per prompt: prompt, text,
 num_tokens, stopped (true where the model ended the document itself). Without --output, texts go to standard output.
@@ -25,15 +25,14 @@ from pathlib import Path
 
 import torch
 
-from megamesh.checkpoint.inference import OpenCheckpoint, load_model, open_checkpoint
+from megamesh.checkpoint.inference import OpenCheckpoint, open_checkpoint
 from megamesh.command import run_command
 from megamesh.errors import ConfigError, DataError, MegaMeshError
-from megamesh.generation.generate import generate, stream
-from megamesh.generation.processes import first_then_all, from_first, tensor_axis
+from megamesh.generation.generate import LanguageModel, generate, stream
+from megamesh.generation.processes import first_then_all, from_first, load_over, one_model
 from megamesh.generation.sampling import Sampling
 from megamesh.generation.text import decode_continuation, decode_stream, encode_prompt
 from megamesh.launch import read_launch
-from megamesh.model.transformer import Transformer
 from megamesh.tokenizer import Tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -76,6 +75,13 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--device",
         help="such as cpu or cuda:0 (default: a GPU where there is one; of several processes each takes its own)",
     )
+    parser.add_argument(
+        "--pipe-parallel-size",
+        type=int,
+        default=1,
+        metavar="P",
+        help="of several processes, how many to cut the layers over; they work in turn (default: 1)",
+    )
     parser.add_argument("--vocab-file", help="where the tokenizer's file is now, if it has moved since training")
     parser.add_argument("--merge-file", help="the same for merges.txt of GPT2BPETokenizer")
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
@@ -114,12 +120,12 @@ def ask() -> str | None:
         return None
 
 
-def interact(model: Transformer, tokenizer: Tokenizer, max_new_tokens: int, sampling: Sampling) -> None:
+def interact(model: LanguageModel, tokenizer: Tokenizer, max_new_tokens: int, sampling: Sampling) -> None:
     """Prompts from the terminal until it ends; every prompt draws from a stream of its own."""
     print("Type a prompt and Enter; Ctrl-D ends.", file=sys.stderr)
     limits = {"max_new_tokens": max_new_tokens, "vocab_size": tokenizer.vocab_size, "stop_id": tokenizer.eod_id}
     index = 0
-    while (text := from_first(model.tp, ask)) is not None:
+    while (text := from_first(ask)) is not None:
         try:
             prompt = encode_prompt(tokenizer, text)
             for piece in decode_stream(
@@ -129,7 +135,9 @@ def interact(model: Transformer, tokenizer: Tokenizer, max_new_tokens: int, samp
         except MegaMeshError as error:  # a prompt that is too long ends this prompt, not the session
             print(f"error: {error}", file=sys.stderr, end="")
         except KeyboardInterrupt:
-            if model.tp.size > 1:  # the processes stop at different tokens and cannot go on together
+            if (
+                read_launch(os.environ).world_size > 1
+            ):  # the processes stop at different tokens and cannot go on together
                 return
         print()
         index += 1
@@ -137,7 +145,7 @@ def interact(model: Transformer, tokenizer: Tokenizer, max_new_tokens: int, samp
 
 def write_results(
     args: argparse.Namespace,
-    model: Transformer,
+    model: LanguageModel,
     tokenizer: Tokenizer,
     prompts: list[tuple[str, list[int]]],
     sampling: Sampling,
@@ -155,7 +163,7 @@ def write_results(
     for (prompt, ids), result in zip(prompts, results, strict=True):
         text = decode_continuation(tokenizer, ids, result.tokens)
         records.append({"prompt": prompt, "text": text, "num_tokens": len(result.tokens), "stopped": result.stopped})
-    if model.tp.rank > 0:
+    if read_launch(os.environ).rank > 0:
         return
     if args.output is None:
         for record in records:
@@ -198,11 +206,11 @@ def silent(silenced: bool) -> Iterator[None]:
 def run(args: argparse.Namespace) -> None:
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
     check_arguments(args)
-    with tensor_axis(args.device) as (tp, device):
-        opened, prompts = first_then_all(tp, lambda: read_inputs(args))
+    with one_model(args.device, args.pipe_parallel_size) as (mesh, device):
+        opened, prompts = first_then_all(lambda: read_inputs(args))
         dtype = DTYPES[args.dtype or ("float32" if device.type == "cpu" else "bfloat16")]
-        model = load_model(opened, device, dtype, tp)
-        with silent(tp.rank > 0):
+        model = load_over(mesh, opened, device, dtype)
+        with silent(read_launch(os.environ).rank > 0):
             if args.interactive:
                 interact(model, opened.tokenizer, args.max_new_tokens, sampling)
             else:

@@ -8,11 +8,12 @@ How the run was laid out over processes does not matter: its checkpoint is the s
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -113,20 +114,28 @@ def load_for_inference(
 
 @torch.no_grad()
 def load_model(
-    opened: OpenCheckpoint, device: torch.device | str, dtype: torch.dtype, tp: TensorParallel = SINGLE
+    opened: OpenCheckpoint,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    tp: TensorParallel = SINGLE,
+    holds: Callable[[str], bool] | None = None,
 ) -> Transformer:
     """The model, or this rank's part of it, with its weights and in evaluation mode. A collective over the tensor axis.
 
-    Beside it exists one stored piece of one tensor at a time, at most a whole one. Raises ConfigError where the ranks cannot divide the
-    model, and CheckpointError, on all of them, for damaged files.
+    Of a model that is cut over pipeline ranks, `holds` says what this one has (`Transformer.keep_only`), and all ranks must call it.
+    Beside the model exists one stored piece of one tensor at a time, at most a whole one. Raises ConfigError where the ranks cannot
+    divide the model, and CheckpointError, on all of them, for damaged files.
     """
     config, recursion, num_rows = opened.run.model, opened.run.recursion, opened.vocab_size
     padded = divided_rows(config, num_rows, tp.size)
-    model = empty_model(config, recursion, num_rows, device=device, dtype=dtype, padded_vocab_size=padded, tp=tp)
+    model = empty_model(
+        config, recursion, num_rows, device=device, dtype=dtype, padded_vocab_size=padded, tp=tp, holds=holds
+    )
     places = model.shards()
     parts = [(places[name], parameter.zero_()) for name, parameter in model.named_parameters()]  # padding stays zero
-    on_every_rank(lambda: read_parts(opened.path, parts), tp.group)
-    log.info("loaded %s (step %d)%s", opened.path, opened.step, f" on {tp.size} processes" if tp.size > 1 else "")
+    together = tp.group if holds is None else dist.group.WORLD
+    on_every_rank(lambda: read_parts(opened.path, parts), together)
+    log.info("loaded %s (step %d)%s", opened.path, opened.step, f" on {together.size()} processes" if together else "")
     return model.eval()
 
 

@@ -104,6 +104,7 @@ def test_a_seed_gives_the_same_text_again(ours, tmp_path, capsys) -> None:
         (("--prompt", "a", "--top-p", "2"), "top_p=2.0"),
         (("--prompt", "a", "--batch-size", "0"), "--batch-size=0"),
         (("--prompt", "a", "--device", "nonsense"), "--device=nonsense"),
+        (("--prompt", "a", "--pipe-parallel-size", "2"), "--pipe-parallel-size=2 does not divide 1 processes; use 1"),
         (("--input-file", "missing.txt"), "missing.txt"),
         (("--input-file", "/dev/null"), "is empty"),
         (("--prompt", "a", "--output", "missing/texts.jsonl"), "the folder missing does not exist"),
@@ -131,8 +132,9 @@ def torchrun(tmp_path, *options: str, num_processes: int = 2) -> subprocess.Comp
     )  # fmt: skip
 
 
-def test_two_processes_say_once_what_one_says(ours, tmp_path) -> None:
-    done = torchrun(tmp_path, "--prompt", "The end", "--prompt", "a", "--temperature", "0")
+@pytest.mark.parametrize("options", [[], ["--pipe-parallel-size", "2"]], ids=["tensor", "pipeline"])
+def test_two_processes_say_once_what_one_says(ours, tmp_path, options) -> None:
+    done = torchrun(tmp_path, "--prompt", "The end", "--prompt", "a", "--temperature", "0", *options)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "".join(prompt + greedy_text(ours, tmp_path, prompt) + "\n" for prompt in ("The end", "a"))
     assert done.stderr.count("on 2 processes") == 1

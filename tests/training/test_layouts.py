@@ -1,4 +1,4 @@
-"""Whole runs that are divided over tensor ranks: metrics, evaluations and continuations are those of one process."""
+"""Whole runs that are divided over tensor and pipeline ranks: metrics, evaluations and continuations are those of one process."""
 
 import shutil
 import signal
@@ -18,7 +18,7 @@ from megamesh.training.hooks.signals import SIGNALS, SignalHook
 from megamesh.training.run import train
 from tests.distributed import run
 from tests.engine.runs import BOLD, assert_same_weights
-from tests.training.test_run import refused, train_here
+from tests.training.test_run import assert_same_run, refused, train_here
 from tests.training.tiny import losses, write_config, write_corpus
 
 TOLERANCE = 1e-5
@@ -33,6 +33,8 @@ ONE = {"num_processes": 1}
 REPLICATED = {"num_processes": 2, "model_parallel_size": 2}
 SPLIT = REPLICATED | {"sequence_parallel": True}
 DATA_TOO = SPLIT | {"num_processes": 4}
+RING = {"num_processes": 2, "pipe_parallel_size": 2}
+RING_TOO = SPLIT | {"num_processes": 4, "pipe_parallel_size": 2}
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,9 @@ def assert_near(found: Path, expected: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("layout", "dropout"), [(REPLICATED, 0.1), (SPLIT, 0.0), (DATA_TOO, 0.0)], ids=["replicated", "split", "data-too"]
+    ("layout", "dropout"),
+    [(REPLICATED, 0.1), (SPLIT, 0.0), (DATA_TOO, 0.0), (RING, 0.0), (RING_TOO, 0.0)],
+    ids=["replicated", "split", "data-too", "ring", "ring-too"],
 )
 def test_a_divided_run_is_that_of_one_process(
     folder: Path, layout: dict[str, Any], dropout: float, request: pytest.FixtureRequest
@@ -70,7 +74,11 @@ def test_a_divided_run_is_that_of_one_process(
     assert_near(whole_run(folder, request.node.callspec.id, **layout, hidden_dropout=dropout), one)
 
 
-@pytest.mark.parametrize(("first", "then"), [(SPLIT, ONE), (ONE, REPLICATED)], ids=["to-one", "from-one"])
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [(SPLIT, ONE), (ONE, REPLICATED), (RING, ONE), (REPLICATED, RING)],
+    ids=["to-one", "from-one", "ring-to-one", "to-ring"],
+)
 def test_a_run_continues_on_another_layout(
     folder: Path, first: dict[str, Any], then: dict[str, Any], request: pytest.FixtureRequest
 ) -> None:
@@ -78,8 +86,21 @@ def test_a_run_continues_on_another_layout(
     straight = Path(shutil.copytree(save, f"{save}-straight"))
     shutil.rmtree(save / "global_step6")
     (save / "latest").write_text("global_step3\n")
-    whole_run(folder, save.name, **then, hidden_dropout=0.0, zero_optimization={"stage": 2})
+    stage = 1 if "pipe_parallel_size" in then else 2
+    whole_run(folder, save.name, **then, hidden_dropout=0.0, zero_optimization={"stage": stage})
     assert_near(save, straight)
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_a_run_on_the_ring_continues_bit_for_bit(folder: Path, stage: int) -> None:
+    """Dropout included: it is keyed by micro-batch and stage."""
+    keys = RING | {"zero_optimization": {"stage": stage}, "attention_dropout": 0.1, "checkpoint_activations": True}
+    straight = whole_run(folder, f"ring-straight-{stage}", **keys)
+    save = Path(shutil.copytree(straight, folder / f"ring-again-{stage}"))
+    shutil.rmtree(save / "global_step6")
+    (save / "latest").write_text("global_step3\n")
+    whole_run(folder, save.name, **keys)
+    assert_same_run(save, straight)
 
 
 def splits_tokens(config: Path) -> bool:
@@ -106,6 +127,13 @@ def test_speed_counts_each_token_once_and_each_device(folder: Path) -> None:
     assert [row["consumed_tokens"] for row in rows] == [4 * 16 * step for step in range(1, 7)]
     for row in rows:
         assert row["tflops_per_device"] == pytest.approx(row["tokens_per_second"] * flops / 4 / 1e12)
+
+
+def test_batches_that_the_schedule_cannot_run_are_an_error_on_every_rank(folder: Path) -> None:
+    config = write_config(folder, "odd", pipe_parallel_size=2, train_batch_size=5)
+    first, second = run(2, refused, config)
+    assert first == second
+    assert "has no order for gradient_accumulation_steps=5" in first
 
 
 def test_a_tokenizer_too_small_to_divide_is_an_error_on_every_rank(folder: Path) -> None:

@@ -11,10 +11,12 @@ import pytest
 
 from megamesh.config.load import load_config
 from megamesh.errors import ConfigError, TrainingError
+from megamesh.pipeline.order import training_order
 from megamesh.training import benchmark_processes as module
 from megamesh.training.benchmark import Measurement, benchmark
 from megamesh.training.benchmark_processes import CandidateProcesses, make_candidate
 from megamesh.training.benchmark_processes import _serve as serve
+from megamesh.training.bubble import BubbleReport, measure_bubble
 from tests.training.tiny import write_config
 from tools.benchmark import main
 
@@ -98,3 +100,36 @@ def test_the_table_has_a_row_per_model(tmp_path: Path, capsys) -> None:
     assert header.split()[:2] == ["model", "parameters"]
     assert [row.split("  ")[0] for row in rows] == ["1+1R2+1 mesh", "1+1R2+1 base", "transformers GPTNeoX"]
     assert rows[0].split()[2:3] == ["43,262"]
+
+
+@pytest.fixture(scope="module")
+def asleep(tmp_path_factory) -> BubbleReport:
+    """Two pipeline ranks whose blocks sleep instead of computing."""
+    keys = {"pipe_parallel_size": 2, "recursion": "1+2R2+1", "num_layers": 6}
+    config = load_config([write_config(tmp_path_factory.mktemp("bubble"), **keys)]).run
+    return measure_bubble(make_candidate("config", config, 64), num_steps=1, layer_seconds=0.002)
+
+
+def test_what_runs_is_what_the_simulator_replays(asleep: BubbleReport) -> None:
+    """The same forwards and backwards, on each rank in the same order; no block is faster than it may sleep."""
+    order = training_order("interleaved_1f1b", 2, 4, 4)
+    (measured,) = asleep.measured
+    for timeline in (measured, asleep.simulated):
+        for rank, actions in enumerate(order):
+            expected = [action for action in actions if action.kind in ("forward", "backward")]
+            assert [stretch.action for stretch in timeline.busy if stretch.rank == rank] == expected
+    slept = {stretch.action: stretch.end - stretch.start for stretch in asleep.simulated.busy}
+    for stretch in measured.busy:
+        assert stretch.end - stretch.start >= slept[stretch.action] - 1e-4
+
+
+def test_a_sleeping_rank_cannot_be_less_idle_than_the_simulated_one(asleep: BubbleReport) -> None:
+    assert asleep.simulated.seconds <= asleep.measured[0].seconds
+    assert asleep.simulated.idle_share > 0
+    assert asleep.measured_idle_share == asleep.measured[0].idle_share
+
+
+def test_without_a_pipeline_there_is_no_bubble_to_measure(tmp_path: Path) -> None:
+    candidate = make_candidate("config", load_config([write_config(tmp_path)]).run, 64)
+    with pytest.raises(TrainingError, match="use pipe_parallel_size of 2 or more"):
+        measure_bubble(candidate, num_steps=1, layer_seconds=None)

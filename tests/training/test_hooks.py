@@ -20,6 +20,7 @@ from megamesh.training.hooks.metrics_file import MetricsFileHook, read_metrics
 from megamesh.training.hooks.nonfinite import NonFiniteHook
 from megamesh.training.hooks.progress import ProgressHook
 from megamesh.training.hooks.signals import SignalHook
+from megamesh.training.peak_memory import PeakMemory, own_peak_bytes, peak_memory
 from megamesh.training.throughput import Throughput, known_peak_tflops
 from megamesh.training.trainer import Metrics
 from tests.distributed import run
@@ -156,3 +157,18 @@ def stop_reason_where_rank_1_got_sigterm() -> str | None:
 
 def test_a_signal_on_one_rank_stops_all() -> None:
     assert run(2, stop_reason_where_rank_1_got_sigterm) == ["SIGTERM", "SIGTERM"]
+
+
+def peaks_where_rank_1_holds_more() -> tuple[int, PeakMemory]:
+    own = own_peak_bytes(torch.device("cpu"))
+    held = torch.ones(own // 4) if os.environ["RANK"] == "1" else None  # as much again, in fp32
+    peak = peak_memory(torch.device("cpu"))
+    assert held is None or held.sum() > 0
+    return own_peak_bytes(torch.device("cpu")), peak
+
+
+def test_peak_memory_is_that_of_the_fullest_rank() -> None:
+    (first, told), (second, told_too) = run(2, peaks_where_rank_1_holds_more)
+    assert told == told_too
+    assert told.fullest_rank == 1 and first < told.largest_bytes <= second
+    assert told.mean_bytes == pytest.approx((first + told.largest_bytes) / 2, rel=0.02)

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megamesh.config.sections import ModelConfig
-from megamesh.model.attention import KeyValueCache
+from megamesh.model.attention import KeyValueCache, attention_inputs
 from megamesh.model.transformer import Transformer
 from megamesh.parallel.collectives import Direction, Running
 from megamesh.parallel.mesh import ProcessMesh
@@ -83,7 +83,8 @@ class Ring:
         self, tokens_BS: Tensor, positions: Tensor, mask: Tensor | None, cache: KeyValueCache | None
     ) -> Tensor:
         """Logits [B, V] of the last token, on every rank; the cache holds the layers of this rank."""
-        micro_batch = MicroBatch.of(self.model, tokens_BS, 0, positions, mask, cache)
+        attention = attention_inputs(self.config, len(tokens_BS), positions, mask, cache)
+        micro_batch = MicroBatch(tokens_BS, positions, attention, seed=0)
         step = _Step(
             self, iter([]), lambda _: lambda h_TD: self.model.head.logits(h_TD.unflatten(0, tokens_BS.shape)[:, -1])
         )
@@ -229,8 +230,11 @@ class _Step:
     def _micro_batch(self, index: int) -> tuple[MicroBatch, Inputs]:
         """Drawn when it is first needed, all before it first."""
         while len(self.micro_batches) <= index:
-            inputs = next(self.inputs)
-            self.micro_batches.append((MicroBatch.of(self.ring.model, inputs[0], torch.initial_seed()), inputs))
+            inputs = next(self.inputs, None)
+            assert inputs is not None, f"there are {len(self.micro_batches)} micro-batches only"
+            previous = self.micro_batches[-1][0] if self.micro_batches else None
+            micro_batch = MicroBatch.after(previous, self.ring.model, inputs[0], torch.initial_seed())
+            self.micro_batches.append((micro_batch, inputs))
         return self.micro_batches[index]
 
 

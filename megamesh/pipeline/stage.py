@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from megamesh.model.attention import AttentionInputs, KeyValueCache, attention_inputs
+from megamesh.model.attention import AttentionInputs, attention_inputs
 from megamesh.model.transformer import Transformer
 from megamesh.pipeline.highway import RingHighway
 from megamesh.pipeline.stages import ENTER, Stage
@@ -36,20 +36,12 @@ class MicroBatch:
     seed: int
 
     @classmethod
-    def of(
-        cls,
-        model: Transformer,
-        tokens_BS: Tensor,
-        seed: int,
-        positions: Tensor | None = None,
-        mask: Tensor | None = None,
-        cache: KeyValueCache | None = None,
-    ) -> "MicroBatch":
-        """Positions default to 0 … S−1; see `attention_inputs`."""
-        if positions is None:
-            positions = torch.arange(tokens_BS.shape[1], device=tokens_BS.device)
-        inputs = attention_inputs(model.config, len(tokens_BS), positions, mask, cache)
-        return cls(tokens_BS, positions, inputs, seed)
+    def after(cls, previous: "MicroBatch | None", model: Transformer, tokens_BS: Tensor, seed: int) -> "MicroBatch":
+        """A micro-batch of training or evaluation; of the same shape as the previous one, it shares what depends on the shape alone."""
+        if previous is not None and previous.tokens_BS.shape == tokens_BS.shape:
+            return cls(tokens_BS, previous.positions, previous.attention, seed)
+        positions = torch.arange(tokens_BS.shape[1], device=tokens_BS.device)
+        return cls(tokens_BS, positions, attention_inputs(model.config, len(tokens_BS), positions), seed)
 
 
 class StageRunner:

@@ -1,9 +1,11 @@
 """How the layers of a model are named pass by pass, and the notation of a partition that a user writes down.
 
-recursion   passes of the ring                                pipe_partition_method, on two ranks
-4+8R2+4     prelude, core, core again, coda                   1,3+4,4+3,1      prelude+core+coda
-4+8+8+4     the same, with core layers of each loop's own     1,3+4,4+3,1
-none        pipe_num_passes parts of one stack                3,3+2,4          one part per pass
+    recursion   passes of the ring                                pipe_partition_method, on two ranks
+    4+8R2+4     prelude, core, core again, coda                   1,3+4,4+3,1      prelude+core+coda
+    4+8+8+4     the same, with core layers of each loop's own     1,3+4,4+3,1
+    none        pipe_num_passes parts of one stack                3,3+2,4          one part per pass
+
+Every part lists the layers of each rank.
 """
 
 import re

@@ -6,24 +6,23 @@
     1,3+4,4+3,1  as written
 
 `cost` evens out passes, not each rank's total over all passes: ranks wait for each other within a pass, and what a rank saves in one pass
-does not make up for what it is late in another (simulated, 4+8R2+4 of width 1024 on 2 ranks: 3.5% idle, against 20.9% with equal totals).
-Costs are FLOPs per token: an estimate of time, which small matrices and real devices do not follow to the letter.
+does not make up for what it is late in another. Costs are FLOPs per token: an estimate of time, which small matrices and real devices do
+not follow to the letter.
 """
 
 from collections.abc import Sequence
 
 from megamesh.config.pipeline import Counts, PartSizes, even_counts, parse_partition, part_sizes
-from megamesh.config.recursion import RecursionLayout, parse_scheme
+from megamesh.config.recursion import RecursionLayout
 from megamesh.config.sections import ModelConfig, ParallelConfig, RecursionConfig
 from megamesh.errors import ConfigError
 from megamesh.model.counts import count_parameters
 from megamesh.model.flops import flops_per_token
+from megamesh.model.recursion.schemes import reads_embeddings
 from megamesh.pipeline.stages import Costs, Partition, lay_out
 
 HEAD_WEIGHT = 1.5
 """The head counts for more than its FLOPs: it finds its gradients in forward already, and is three times as long as it looks there."""
-READ_EMBEDDINGS = ("anchor*", "static", "dynamic", "mesh")
-"""Terms of schemes that need h_emb at the first loop boundary."""
 
 
 def build_partition(
@@ -36,8 +35,7 @@ def build_partition(
     layout, num_ranks = recursion.layout, max(parallel.pipe_parallel_size, 1)
     sizes = part_sizes(layout, parallel.pipe_num_passes)
     method = parse_partition(parallel, sizes, model.num_layers)
-    terms = parse_scheme(recursion.recursion_scheme) if layout else ()
-    carries, tied = any(term in READ_EMBEDDINGS for term in terms), not model.no_weight_tying
+    carries, tied = layout is not None and reads_embeddings(recursion), not model.no_weight_tying
 
     def stages(counts: Counts) -> Partition:
         partition = lay_out(layout, counts, num_ranks, tied=tied, carries=carries)

@@ -3,11 +3,14 @@
 import math
 
 import pytest
+import torch
 
 from megamesh.config.sections import ModelConfig, ParallelConfig, RecursionConfig
 from megamesh.errors import ConfigError
 from megamesh.model.build import empty_model
 from megamesh.model.counts import parameter_shapes
+from megamesh.model.recursion.highway import Highway
+from megamesh.model.recursion.schemes import build_routers, build_scheme
 from megamesh.pipeline.partition import build_partition, forward_costs
 from megamesh.pipeline.simulator import simulate_step
 from megamesh.pipeline.stages import ENTER, Costs, Partition
@@ -128,3 +131,21 @@ def test_costs_of_a_stage_are_those_of_what_it_holds():
     ).stages
     costs = Costs(block=1.0, head=10.0, boundary=0.5, embedding=0.25)
     assert [stage.cost(costs) for stage in stages] == [1.25, 1.5, 1.0, 1.5, 1.0, 11.0]
+
+
+@pytest.mark.parametrize(
+    "scheme", ["base", "residual", "anchor", "anchor*", "residual+anchor*", "static", "dynamic", "mesh"]
+)
+def test_embeddings_are_carried_to_schemes_that_read_them(scheme):
+    """What is not a number in h_emb is found in the core's inputs, or is never looked at."""
+    model, recur = configs("1+1R1+1", scheme)
+    assert recur.layout is not None
+    routers = build_routers(recur, recur.layout, model.hidden_size)
+    for parameter in routers.parameters():
+        torch.nn.init.constant_(parameter, 0.1)
+    states, highway = torch.ones(3, model.hidden_size), Highway()
+    acting = build_scheme(recur, routers)
+    first = acting.enter(highway, torch.full_like(states, math.nan), states)
+    reads = bool((first + acting.advance(highway, 0, states)).isnan().any())
+    stages = build_partition(model, recur, ParallelConfig(pipe_parallel_size=2), VOCAB).stages
+    assert [stage.sends_embeddings for stage in stages] == [reads, *[False] * 5]

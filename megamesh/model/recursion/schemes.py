@@ -97,6 +97,11 @@ class MeshScheme:
         return highway.join("h", highway_read(read_TN, writes, sources))
 
 
+def reads_embeddings(recursion: RecursionConfig) -> bool:
+    """Whether `enter` uses h_emb, so that it must be brought to where loop boundaries are."""
+    return not {"anchor*", "static", "dynamic", "mesh"}.isdisjoint(parse_scheme(recursion.recursion_scheme))
+
+
 def build_routers(recursion: RecursionConfig, layout: RecursionLayout, hidden_size: int) -> nn.ModuleList:
     """The learned modules of the configured scheme, one per step; none for base, residual, anchor and anchor*."""
     (term, *_) = parse_scheme(recursion.recursion_scheme)

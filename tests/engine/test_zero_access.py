@@ -37,7 +37,7 @@ def _compare_with_public_getters(setup: Setup, wrapper: str, kind: type) -> None
         train(engine, 0, 2)
         assert access.step_count() == 2
         state = full_state(engine)
-        engine._accumulate(my_micro_batches(2))
+        engine._passes.accumulate(my_micro_batches(2), engine.accumulation_steps, 1.0)
         for name, parameter in engine.named_parameters():
             whole, covered = _whole_gradient(engine, parameter)
             assert torch.equal(covered, torch.ones_like(covered)), f"{name}: fragments overlap or leave gaps"

@@ -43,7 +43,7 @@ def parse_partition(
         return method
     if method == NEOX_UNIFORM:
         return "uniform"
-    example = _example(sizes, num_layers, num_ranks)
+    example = example_partition(sizes, num_layers, num_ranks)
     if not _COUNTS.fullmatch(method):
         raise ConfigError(f"{shown} is not known; use {', '.join(METHODS)}, or layers per rank such as {example}")
     counts = tuple(tuple(map(int, part.split(","))) for part in method.split("+"))
@@ -59,10 +59,11 @@ def even_counts(num_layers: int, num_parts: int) -> tuple[int, ...]:
     return tuple(num_layers // num_parts + (index < num_layers % num_parts) for index in range(num_parts))
 
 
-def _example(sizes: PartSizes, num_layers: int, num_ranks: int) -> str:
+def example_partition(sizes: PartSizes, num_layers: int, num_ranks: int) -> str:
+    """A cut that places every layer, in the notation above; what cannot be even is so in turns, so that few layers reach every rank."""
     if None in sizes:
         flat = even_counts(num_layers, len(sizes) * num_ranks)
         parts = [flat[first : first + num_ranks] for first in range(0, len(flat), num_ranks)]
     else:
-        parts = [even_counts(size or 0, num_ranks) for size in sizes]
+        parts = [even_counts(size or 0, num_ranks)[:: -1 if turn % 2 else 1] for turn, size in enumerate(sizes)]
     return "+".join(",".join(map(str, part)) for part in parts)

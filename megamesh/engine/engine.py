@@ -14,6 +14,7 @@ a skipped step leaves weights, moments and Adam's step count untouched on all ra
 cover every layout.
 """
 
+import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ from megamesh.parallel.mesh import AXES, ProcessMesh
 from megamesh.parallel.mpu import DataParallelMpu
 from megamesh.parallel.shards import ShardSpec
 from megamesh.pipeline.ring import Ring
+
+log = logging.getLogger(__name__)
 
 CLIP_EPSILON = 1e-6  # as in torch.nn.utils.clip_grad_norm_
 # Of one parameter; more is as good as infinite: DeepSpeed squares in fp32, and would skip on some ranks only.
@@ -96,7 +99,7 @@ class TrainingEngine:
         self._engine, *_ = deepspeed.initialize(
             model=module,
             optimizer=build_optimizer(module, optimizer),
-            config=_engine_config(deepspeed_config(optimizer, precision, batch), module),
+            config=_engine_config(deepspeed_config(optimizer, precision, batch), module, on_ring=ring is not None),
             mpu=DataParallelMpu(mesh),
             dist_init_required=False,
         )
@@ -229,8 +232,13 @@ def _replicated(module: nn.Module, mesh: ProcessMesh) -> dict[str, ShardSpec]:
     return {name: ShardSpec(name, tuple(value.shape), writes=writes) for name, value in module.named_parameters()}
 
 
-def _engine_config(config: Mapping[str, Any], module: nn.Module) -> dict[str, Any]:
+def _engine_config(config: Mapping[str, Any], module: nn.Module, *, on_ring: bool) -> dict[str, Any]:
     """DeepSpeed's dict for this module: buckets are no larger than the model, unless the user gave their size."""
     num_parameters = sum(parameter.numel() for parameter in module.parameters())
     zero = {"reduce_bucket_size": min(500_000_000, num_parameters)} | dict(config["zero_optimization"])
+    if on_ring and zero.get("overlap_comm"):
+        log.info(
+            "overlap_comm has no effect with a pipeline: gradients are complete, and reduced, after the last backward"
+        )
+        zero["overlap_comm"] = False
     return {**config, "zero_optimization": zero}

@@ -60,10 +60,6 @@ class ZeroAccess(ABC):
     def before_backward(self) -> None:
         """Make ready for backward passes that DeepSpeed does not start itself."""
 
-    @abstractmethod
-    def after_backward(self) -> None:
-        """Take up the gradients that such a pass has left in the parameters."""
-
     def local_shape(self, parameter: nn.Parameter) -> tuple[int, ...]:
         """The shape of the parameter when whole."""
         return tuple(parameter.shape)
@@ -109,9 +105,6 @@ class WholeAccess(ZeroAccess):
     def before_backward(self) -> None:
         pass
 
-    def after_backward(self) -> None:
-        pass  # they stay where they are
-
     def publish_weights(self) -> None:
         pass
 
@@ -147,9 +140,6 @@ class FlatRangeAccess(ZeroAccess):
     def before_backward(self) -> None:
         self.wrapper.backward_prologue()
 
-    def after_backward(self) -> None:
-        self.wrapper.backward_epilogue()
-
     def publish_weights(self) -> None:
         self.wrapper.update_lp_params()
 
@@ -179,9 +169,6 @@ class ParameterRangeAccess(ZeroAccess):
         return None if fragment is None else fragment.values
 
     def before_backward(self) -> None:
-        raise NotImplementedError("ZeRO 3 reduces in DeepSpeed's own backward")
-
-    def after_backward(self) -> None:
         raise NotImplementedError("ZeRO 3 reduces in DeepSpeed's own backward")
 
     def publish_weights(self) -> None:

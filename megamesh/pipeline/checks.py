@@ -8,15 +8,13 @@ from megamesh.errors import ConfigError
 from megamesh.pipeline.order import micro_batches_fit
 
 
-def check_micro_batches(parallel: ParallelConfig, num_micro_batches: int) -> None:
-    """ConfigError where the pipeline's schedule cannot run so many micro-batches per optimizer step."""
+def check_micro_batches(parallel: ParallelConfig, num_passes: int, num_micro_batches: int) -> None:
+    """ConfigError where the pipeline's schedule cannot run so many micro-batches per optimizer step, in so many passes."""
     num_ranks = parallel.pipe_parallel_size
-    if num_ranks < 2 or (
-        num_micro_batches >= 1 and micro_batches_fit(parallel.pipe_schedule, num_ranks, num_micro_batches)
-    ):
+    if num_ranks < 2 or (num_micro_batches >= 1 and _fits(parallel, num_passes, num_micro_batches)):
         return
-    below = [number for number in range(num_micro_batches - 1, 0, -1) if _fits(parallel, number)][:1]
-    nearest = " or ".join(map(str, [*below, next(_above(parallel, num_micro_batches))]))
+    below = [number for number in range(num_micro_batches - 1, 0, -1) if _fits(parallel, num_passes, number)][:1]
+    nearest = " or ".join(map(str, [*below, next(_above(parallel, num_passes, num_micro_batches))]))
     other = ", or pipe_schedule: looped_bfs, which takes any number" if num_micro_batches >= 1 else ""
     raise ConfigError(
         f"pipe_schedule={parallel.pipe_schedule} with pipe_parallel_size={num_ranks} has no order for "
@@ -25,9 +23,9 @@ def check_micro_batches(parallel: ParallelConfig, num_micro_batches: int) -> Non
     )
 
 
-def _fits(parallel: ParallelConfig, number: int) -> bool:
-    return micro_batches_fit(parallel.pipe_schedule, parallel.pipe_parallel_size, number)
+def _fits(parallel: ParallelConfig, num_passes: int, number: int) -> bool:
+    return micro_batches_fit(parallel.pipe_schedule, parallel.pipe_parallel_size, num_passes, number)
 
 
-def _above(parallel: ParallelConfig, number: int) -> Iterator[int]:
-    return (larger for larger in count(max(number, 0) + 1) if _fits(parallel, larger))
+def _above(parallel: ParallelConfig, num_passes: int, number: int) -> Iterator[int]:
+    return (larger for larger in count(max(number, 0) + 1) if _fits(parallel, num_passes, larger))

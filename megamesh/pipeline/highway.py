@@ -86,7 +86,8 @@ class RingHighway(Highway):
         assert kept.value is not None, f"{name} is recalled after the last loop boundary"
         leaf = kept.value.detach().requires_grad_(kept.edge is not None and torch.is_grad_enabled())
         self._now.states[name] = leaf
-        self._now.recalled.append((kept, leaf))
+        if leaf.requires_grad:
+            self._now.recalled.append((kept, leaf))
         return leaf
 
     def outputs(self, pass_index: int) -> tuple[list[GradientEdge], list[Tensor]]:
@@ -96,9 +97,18 @@ class RingHighway(Highway):
 
     def leave_gradients(self, pass_index: int) -> None:
         """The backward of a pass is done: what it found for recalled states is left there for their own passes."""
-        for kept, leaf in self._passes.pop(pass_index).recalled:
+        done = self._passes.pop(pass_index)
+        for kept, leaf in done.recalled:
             if leaf.grad is not None:
                 kept.gradient = leaf.grad if kept.gradient is None else kept.gradient + leaf.grad
+        for kept in done.kept.values():
+            kept.edge = kept.gradient = None
+
+    @property
+    def num_gradients(self) -> int:
+        """Gradients that were left for passes whose backward is ahead."""
+        known = {*self._latest.values(), *(kept for ended in self._passes.values() for kept in ended.kept.values())}
+        return sum(kept.gradient is not None for kept in known)
 
     @property
     def num_states(self) -> int:

@@ -68,15 +68,26 @@ def training_order(
 
 @cache
 def forward_order(num_ranks: int, num_passes: int, num_micro_batches: int) -> tuple[tuple[Action, ...], ...]:
-    """Every rank's actions where nothing runs backward: all micro-batches pass by pass."""
-    kinds = ("forward", "send_forward", "receive_forward")
-    order = _read("looped_bfs", num_ranks, num_passes, num_micro_batches)
-    return tuple(tuple(action for action in actions if action.kind in kinds) for actions in order)
+    """Every rank's actions where nothing runs backward: as many micro-batches as there are ranks at a time, pass by pass.
+
+    That keeps every rank busy, and what is kept does not grow with the number of micro-batches.
+    """
+    lists: list[list[Action]] = [[] for _ in range(num_ranks)]
+    for first in range(0, num_micro_batches, num_ranks):
+        group = _read("looped_bfs", num_ranks, num_passes, min(num_ranks, num_micro_batches - first))
+        for actions, more in zip(lists, group, strict=True):
+            actions += [
+                action._replace(micro_batch=first + action.micro_batch)
+                for action in more
+                if action.kind in ("forward", "send_forward", "receive_forward")
+            ]
+    return tuple(map(tuple, lists))
 
 
-def micro_batches_fit(schedule: Schedule, num_ranks: int, num_micro_batches: int) -> bool:
-    """Whether the schedule has an order for so many micro-batches: interleaved 1F1B runs them in rounds of equal length."""
-    return schedule != "interleaved_1f1b" or num_micro_batches % max(1, num_micro_batches // num_ranks) == 0
+def micro_batches_fit(schedule: Schedule, num_ranks: int, num_passes: int, num_micro_batches: int) -> bool:
+    """Whether there is an order for so many micro-batches: interleaved 1F1B of several passes runs them in rounds of equal length."""
+    in_rounds = schedule == "interleaved_1f1b" and num_passes > 1
+    return not in_rounds or num_micro_batches % max(1, num_micro_batches // num_ranks) == 0
 
 
 def _read(

@@ -10,13 +10,13 @@ does not make up for what it is late in another. Costs are FLOPs per token: an e
 not follow to the letter.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from megamesh.config.pipeline import Counts, PartSizes, even_counts, parse_partition, part_sizes
+from megamesh.config.pipeline import Counts, PartSizes, even_counts, example_partition, parse_partition, part_sizes
 from megamesh.config.recursion import RecursionLayout
 from megamesh.config.sections import ModelConfig, ParallelConfig, RecursionConfig
 from megamesh.errors import ConfigError
-from megamesh.model.counts import count_parameters
+from megamesh.model.counts import count_parameters, parameter_shapes
 from megamesh.model.flops import flops_per_token
 from megamesh.model.recursion.schemes import reads_embeddings
 from megamesh.pipeline.stages import Costs, Partition, lay_out
@@ -30,16 +30,18 @@ def build_partition(
 ) -> Partition:
     """Cut the model over the pipeline ranks as `pipe_partition_method` says; padded `vocab_size`.
 
-    Raises ConfigError where numbers of layers are given that do not fit the model, or a rank would hold nothing.
+    Raises ConfigError where numbers of layers are given that do not fit the model, or a rank would hold no parameter.
     """
     layout, num_ranks = recursion.layout, max(parallel.pipe_parallel_size, 1)
     sizes = part_sizes(layout, parallel.pipe_num_passes)
     method = parse_partition(parallel, sizes, model.num_layers)
     carries, tied = layout is not None and reads_embeddings(recursion), not model.no_weight_tying
 
+    modules = _modules(parameter_shapes(model, recursion, vocab_size))
+
     def stages(counts: Counts) -> Partition:
         partition = lay_out(layout, counts, num_ranks, tied=tied, carries=carries)
-        _check_nobody_is_idle(partition, parallel)
+        _check_every_rank_has_parameters(partition, parallel, modules, sizes)
         return partition
 
     if not isinstance(method, str):
@@ -52,16 +54,23 @@ def build_partition(
     return stages(slots.balanced_passes(forward_costs(model, recursion, vocab_size)))
 
 
-def _check_nobody_is_idle(partition: Partition, parallel: ParallelConfig) -> None:
+def _check_every_rank_has_parameters(
+    partition: Partition, parallel: ParallelConfig, modules: set[str], sizes: PartSizes
+) -> None:
     for rank in range(partition.num_ranks):
-        stages = partition.of_rank(rank)
-        if not any(
-            stage.num_blocks or stage.embeds or stage.has_head or stage.boundary is not None for stage in stages
-        ):
+        if not any(partition.holds(rank, module) for module in modules):
+            num_layers = sum(stage.num_blocks for stage in partition.stages)
             raise ConfigError(
                 f"pipe_parallel_size={parallel.pipe_parallel_size} with pipe_partition_method={parallel.pipe_partition_method} leaves "
-                f"pipeline rank {rank} without any layer; use fewer pipeline ranks"
+                f"pipeline rank {rank} without a parameter; use fewer pipeline ranks, or place the layers yourself, such as "
+                f"pipe_partition_method: {example_partition(sizes, num_layers, partition.num_ranks)}"
             )
+
+
+def _modules(names: Iterable[str]) -> set[str]:
+    """The modules, as `Partition.holds` knows them, of parameter names: core.3, embedding, routers …"""
+    parts = (name.split(".") for name in names)
+    return {".".join(part[: 2 if part[0] in ("prelude", "core", "coda") else 1]) for part in parts}
 
 
 def forward_costs(model: ModelConfig, recursion: RecursionConfig, vocab_size: int) -> Costs:

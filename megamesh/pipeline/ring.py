@@ -52,15 +52,13 @@ class Ring:
         self.peak_receive_bytes = 0  # of receives that were posted and not yet used
         self.peak_highway_bytes = 0  # of one micro-batch's highway
 
-    def train(
-        self, micro_batches: Iterable[Inputs], num_micro_batches: int, scale: float, after_backward: Callable[[], None]
-    ) -> Tensor:
+    def train(self, micro_batches: Iterable[Inputs], num_micro_batches: int, scale: float) -> Tensor:
         """Forward, and backward from mean loss × scale, of all micro-batches; the sum of their losses where the head is, elsewhere 0.
 
-        A micro-batch's random stream is the one that is set when it is drawn. `after_backward` is called whenever gradients were added.
+        A micro-batch's random stream is the one that is set when it is drawn.
         """
         order = training_order(self.schedule, self.partition.num_ranks, self.partition.num_passes, num_micro_batches)
-        step = _Step(self, iter(micro_batches), self._loss, scale / num_micro_batches, after_backward)
+        step = _Step(self, iter(micro_batches), self._loss, scale / num_micro_batches)
         step.run(order[self.rank])
         losses = torch.zeros(num_micro_batches, dtype=torch.float64, device=self.device)
         for index, loss in step.results.items():
@@ -133,10 +131,8 @@ class _Step:
         inputs: Iterator[Inputs],
         finish: Callable[[Inputs], Finish],
         loss_scale: float = 1.0,
-        after_backward: Callable[[], None] = lambda: None,
     ):
-        self.ring, self.inputs, self.finish = ring, inputs, finish
-        self.loss_scale, self.after_backward = loss_scale, after_backward
+        self.ring, self.inputs, self.finish, self.loss_scale = ring, inputs, finish, loss_scale
         self.micro_batches: list[tuple[MicroBatch, Inputs]] = []
         self.highways: dict[int, RingHighway] = {}
         self.graphs: dict[tuple[int, int], Graph] = {}
@@ -194,7 +190,7 @@ class _Step:
             ring.peak_highway_bytes = max(ring.peak_highway_bytes, highway.num_bytes)
         if stage.has_head:
             (self.results[index],) = (output.detach() for output in outputs)
-        else:
+        elif outputs:
             self.leaving["forward", stage.index, index] = [output.detach() for output in outputs]
 
     def _backward(self, stage: Stage, index: int, gradients: list[Tensor]) -> None:
@@ -209,8 +205,8 @@ class _Step:
             highway.leave_gradients(stage.pass_index)
             if stage.boundary == ENTER:
                 del self.highways[index]
-        self.leaving["backward", stage.index, index] = found
-        self.after_backward()
+        if stage.index:
+            self.leaving["backward", stage.index, index] = found
 
     def _send(self, direction: Direction, stage: Stage, index: int, to_rank: int) -> None:
         to_rank %= self.ring.partition.num_ranks

@@ -225,7 +225,7 @@ class TimedEngine:
         ring.watch = lambda *action_start_end: found.append(action_start_end)
         dist.barrier()
         num_micro_batches = self.batch.gradient_accumulation_steps
-        ring.train([self.inputs] * num_micro_batches, num_micro_batches, 1.0, lambda: None)
+        ring.train([self.inputs] * num_micro_batches, num_micro_batches, 1.0)
         return found
 
     def peak_bytes(self) -> int:

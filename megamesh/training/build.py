@@ -31,8 +31,9 @@ def cut_over_pipeline(config: RunConfig, batch: ResolvedBatch, padded_vocab_size
     """Which layers live on which pipeline rank; None without pipeline. Raises ConfigError where model or batch cannot be cut so."""
     if config.parallel.pipe_parallel_size < 2:
         return None
-    check_micro_batches(config.parallel, batch.gradient_accumulation_steps)
-    return build_partition(config.model, config.recursion, config.parallel, padded_vocab_size)
+    partition = build_partition(config.model, config.recursion, config.parallel, padded_vocab_size)
+    check_micro_batches(config.parallel, partition.num_passes, batch.gradient_accumulation_steps)
+    return partition
 
 
 def build_engine(

@@ -12,11 +12,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from megamesh.engine.engine import TrainingEngine
 from tests.distributed import run
-from tests.engine.runs import BOLD, GATED, Setup, train, training
+from tests.engine.runs import BOLD, GATED, Setup, global_batch, my_micro_batches, train, training, transformer
 from tests.engine.steps import STEPS, Trained, compare_with_one_process, distance, train_and_look
 
 
@@ -44,7 +45,7 @@ def _on_ring(world_size: int, setup: Setup) -> Trained:
     [
         (2, _setup(0)),
         (2, _setup(1, scheme="anchor*", tied=True, checkpoint_activations=True, recompute_per="loop")),
-        (2, _setup(1, scheme=None, num_passes=2)),
+        (2, _setup(1, scheme=None, num_passes=2, zero={"overlap_comm": True})),
         (4, _setup(0, 4, scheme="anchor", recursion="2+3R3+2")),
         (4, _setup(1, 4, recursion="2+3R2+2", seed=9, partition="0,1,0,1+1,0,1,1+1,0,1,0", schedule="looped_bfs")),
         (4, _setup(0, scheme="dynamic", seed=9)),
@@ -82,6 +83,24 @@ def test_in_16_bits_it_is_as_near_fp32_as_one_process_is(precision, world_size, 
     own_losses, own_gradients = one_process[precision]
     losses, gradients = distance(_setup(1), _on_ring(world_size, replace(setup, **_keys(precision))))
     assert losses < 3 * own_losses and gradients < 1.5 * own_gradients
+
+
+def _evaluate(setup: Setup) -> list[Tensor]:
+    """Before and after a step that computes with other dropout, and of fewer micro-batches than a step has."""
+    with training(setup) as engine:
+        before = engine.evaluate(my_micro_batches(50, engine.mesh))
+        train(engine, 0, 1)
+        return [before, engine.evaluate(my_micro_batches(50, engine.mesh)[:3])]
+
+
+def test_an_evaluation_drops_nothing_and_is_the_same_on_all_ranks():
+    setup = _setup(1, model=BOLD | {"hidden_dropout": 0.5, "attention_dropout": 0.5})
+    module = transformer(replace(setup, pipe_parallel_size=1)).eval()
+    micro_batches = zip(*(tensor.chunk(4) for tensor in global_batch(50)), strict=True)
+    expected = torch.stack([module(*inputs).detach() for inputs in micro_batches])
+    for before, after in run(2, _evaluate, setup):
+        torch.testing.assert_close(before, expected, rtol=1e-5, atol=0)
+        assert after.shape == (3,) and not torch.equal(after, before[:3])
 
 
 def _spoil_on_rank(setup: Setup, rank: int) -> list[tuple[bool, str | None]]:

@@ -14,29 +14,32 @@ def parallel(size: int, schedule: Schedule = "interleaved_1f1b") -> ParallelConf
 
 @pytest.mark.parametrize("schedule", ["interleaved_1f1b", "looped_bfs"])
 @pytest.mark.parametrize("size", [2, 3, 4])
-def test_what_is_accepted_has_an_order_and_what_is_refused_has_none(size: int, schedule: Schedule) -> None:
+@pytest.mark.parametrize("num_passes", [1, 2])
+def test_what_is_accepted_has_an_order_and_what_is_refused_has_none(
+    size: int, schedule: Schedule, num_passes: int
+) -> None:
     for number in range(1, 14):
         try:
-            training_order(schedule, size, 2, number)
+            training_order(schedule, size, num_passes, number)
         except ValueError:
             with pytest.raises(ConfigError):
-                check_micro_batches(parallel(size, schedule), number)
+                check_micro_batches(parallel(size, schedule), num_passes, number)
         else:
-            check_micro_batches(parallel(size, schedule), number)
+            check_micro_batches(parallel(size, schedule), num_passes, number)
 
 
 def test_the_message_names_the_keys_and_numbers_that_are_accepted() -> None:
     with pytest.raises(ConfigError) as caught:
-        check_micro_batches(parallel(4), 9)
+        check_micro_batches(parallel(4), 3, 9)
     assert str(caught.value) == (
         "pipe_schedule=interleaved_1f1b with pipe_parallel_size=4 has no order for gradient_accumulation_steps=9: it runs micro-batches "
         "in rounds of equal length; use gradient_accumulation_steps: 8 or 10, or pipe_schedule: looped_bfs, which takes any number"
     )
     for number in (8, 10):
-        check_micro_batches(parallel(4), number)
-    check_micro_batches(parallel(4, "looped_bfs"), 9)
+        check_micro_batches(parallel(4), 3, number)
+    check_micro_batches(parallel(4, "looped_bfs"), 3, 9)
 
 
 def test_no_pipeline_takes_any_number() -> None:
     for size in (0, 1):
-        check_micro_batches(parallel(size), 7)
+        check_micro_batches(parallel(size), 3, 7)

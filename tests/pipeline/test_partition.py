@@ -120,8 +120,21 @@ def test_balanced_passes_are_never_slower_than_equal_numbers_of_layers(recursion
 
 def test_a_rank_without_layers_is_refused():
     model, recur = configs("1+1R2+1")
-    with pytest.raises(ConfigError, match="leaves pipeline rank 3 without any layer; use fewer pipeline ranks"):
+    with pytest.raises(ConfigError, match="leaves pipeline rank 3 without a parameter; use fewer pipeline ranks"):
         build_partition(model, recur, ParallelConfig(pipe_parallel_size=6), VOCAB)
+
+
+@pytest.mark.parametrize("scheme", ["base", "residual+anchor"])
+def test_a_loop_boundary_without_routers_is_no_reason_to_be(scheme):
+    """The cut that the message suggests is one."""
+    model, recur = configs("1+1R2+1", scheme, no_weight_tying=False)
+    parallel = ParallelConfig(pipe_parallel_size=2, pipe_partition_method="1,0+1,0+1,0")
+    with pytest.raises(ConfigError, match="leaves pipeline rank 1 without a parameter") as caught:
+        build_partition(model, recur, parallel, VOCAB)
+    suggested = ParallelConfig(pipe_parallel_size=2, pipe_partition_method=str(caught.value).rpartition(": ")[2])
+    build_partition(model, recur, suggested, VOCAB)
+    mesh = configs("1+1R2+1", "mesh", no_weight_tying=False)
+    assert build_partition(*mesh, parallel, VOCAB).holds(1, "routers")
 
 
 def test_costs_of_a_stage_are_those_of_what_it_holds():

@@ -5,8 +5,9 @@ micro-batches, both schedules, tied heads, kinds of block, recomputation, the te
 processes, so that the comparison, not the start, is what takes the time.
 """
 
+from collections import Counter
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import pytest
 import torch
@@ -85,7 +86,7 @@ def _train_one(case: Case) -> Trained:
     ring = case.ring()
     ring.model.train()
     with count_communication() as counted:
-        loss = ring.train(case.micro_batches(), case.num_micro_batches, 1.0, lambda: None)
+        loss = ring.train(case.micro_batches(), case.num_micro_batches, 1.0)
     specs, tp_group = ring.model.shards(), case.mesh().group("tp")
     gradients = {
         name: join_shards(parameter.grad, specs[name], tp_group, partial=specs[name].partial_gradient)
@@ -171,6 +172,78 @@ def test_receive_buffers_do_not_grow_with_the_number_of_micro_batches():
         assert 0 < by_case[-1] <= 8 * state
 
 
+class Counting(ring_module._Step):
+    """A step that tells the most it ever held, and what it holds at the end."""
+
+    most: ClassVar[Counter[str]] = Counter()
+
+    def _do(self, action):
+        super()._do(action)
+        held = {name: len(getattr(self, name)) for name in HELD} | {
+            "states": sum(highway.num_states for highway in self.highways.values()),
+            "gradients": sum(highway.num_gradients for highway in self.highways.values()),
+        }
+        self.most |= Counter(held)
+
+    def run(self, actions):
+        Counting.most = Counter()
+        super().run(actions)
+        self.sending.clear()
+        assert not any(getattr(self, name) for name in HELD), "something is held after the step"
+
+
+HELD = ("graphs", "highways", "arriving", "leaving")
+
+
+def _most_held(case: Case) -> tuple[Counter[str], Counter[str]]:
+    """In training, and in an evaluation."""
+    original = ring_module._Step
+    ring_module._Step = Counting  # type: ignore[misc]
+    try:
+        ring = case.ring()
+        ring.train(case.micro_batches(), case.num_micro_batches, 1.0)
+        in_training = Counting.most
+        ring.evaluate(case.micro_batches())
+        return in_training, Counting.most
+    finally:
+        ring_module._Step = original  # type: ignore[misc]
+
+
+def test_what_is_held_does_not_grow_with_the_number_of_micro_batches():
+    few, many = (run(2, _most_held, Case("1+2R2+1", "mesh", num_micro_batches=number)) for number in (8, 32))
+    assert few == many
+    (training, evaluation) = few[1]
+    assert training["highways"] == 4 and evaluation["highways"] == 2
+    assert evaluation["graphs"] == 0 and evaluation["gradients"] == 0
+
+
+def _gradients_left(case: Case) -> list[tuple[int, int]]:
+    """After every backward that ends at a loop boundary: its pass, and the gradients that wait on the highway."""
+    found, seen = [], []
+
+    class Watched(RingHighway):
+        def __init__(self, tp):
+            super().__init__(tp)
+            seen.append(self)
+
+        def leave_gradients(self, pass_index):
+            super().leave_gradients(pass_index)
+            found.append((pass_index, self.num_gradients))
+
+    ring_module.RingHighway = Watched  # type: ignore[misc]
+    try:
+        case.ring().train(case.micro_batches(), case.num_micro_batches, 1.0)
+    finally:
+        ring_module.RingHighway = RingHighway  # type: ignore[misc]
+    return found
+
+
+def test_gradients_are_let_go_with_the_backward_of_the_pass_that_kept_the_state():
+    """K = 3. The last pass leaves gradients of 4 sources, 3 writes and its control; each one before consumes three of them."""
+    found = run(2, _gradients_left, Case("1+2R3+1", "mesh", num_micro_batches=1))[1]
+    assert found == [(3, 8), (2, 6), (1, 4), (0, 0)]
+
+
 def _evaluate(case: Case) -> tuple[Tensor, Tensor]:
     ring = case.ring()
     ring.model.eval()
@@ -209,7 +282,7 @@ def _states_alive(case: Case) -> list[tuple[str, int, list[int]]]:
     ring.watch = watch
     ring_module.RingHighway = Watched  # type: ignore[misc]
     try:
-        ring.train(case.micro_batches(), case.num_micro_batches, 1.0, lambda: None)
+        ring.train(case.micro_batches(), case.num_micro_batches, 1.0)
     finally:
         ring_module.RingHighway = RingHighway  # type: ignore[misc]
     return found
@@ -238,6 +311,34 @@ def test_no_state_is_left_after_a_step(scheme):
     assert found[-1][-1] == [0] * 4
 
 
+def _seeds(case: Case) -> list[int]:
+    """Seeds that stages draw their dropout from."""
+    found: list[int] = []
+    original = torch.manual_seed
+
+    def inputs():
+        for index, micro_batch in enumerate(case.micro_batches()):
+            original(index)
+            yield micro_batch
+
+    ring = case.ring()
+    ring.model.train()
+    ring_module.torch.manual_seed = lambda seed: (found.append(seed), original(seed))  # type: ignore[attr-defined]
+    try:
+        ring.train(inputs(), case.num_micro_batches, 1.0)
+    finally:
+        ring_module.torch.manual_seed = original  # type: ignore[attr-defined]
+    return found
+
+
+@pytest.mark.parametrize("kind", ["hidden_dropout", "attention_dropout"])
+def test_every_stage_and_micro_batch_draws_from_a_stream_of_its_own(kind):
+    case = Case("1+2R2+1", "mesh", model={kind: 0.1})
+    by_rank = run(2, _seeds, case)
+    assert [len(seeds) for seeds in by_rank] == [4 * case.num_micro_batches] * 2
+    assert len({seed for seeds in by_rank for seed in seeds}) == 8 * case.num_micro_batches
+
+
 def _dropout_twice(case: Case) -> list[dict[str, bytes]]:
     found = []
     for micro_batches_seed in (0, 0, 1):
@@ -249,7 +350,7 @@ def _dropout_twice(case: Case) -> list[dict[str, bytes]]:
                 torch.manual_seed(100 * seed + index)
                 yield micro_batch
 
-        ring.train(inputs(), case.num_micro_batches, 1.0, lambda: None)
+        ring.train(inputs(), case.num_micro_batches, 1.0)
         found.append(
             {name: p.grad.numpy().tobytes() for name, p in ring.model.named_parameters() if p.grad is not None}
         )

@@ -32,7 +32,7 @@ def test_the_bubble_of_uniform_passes_is_the_closed_form(
     """(P − 1) / (passes · M + P − 1), for every number of micro-batches that the schedule has an order for."""
     for num_passes, partition in [(1, plain(num_ranks, 1)), (2, plain(num_ranks, 2)), (5, ring(num_ranks, 3))]:
         for num_micro_batches in (num_ranks, num_ranks + 1, 4 * num_ranks):
-            if not micro_batches_fit(schedule, num_ranks, num_micro_batches):
+            if not micro_batches_fit(schedule, num_ranks, num_passes, num_micro_batches):
                 continue
             timeline = simulate_step(
                 partition, BLOCK, num_micro_batches, schedule=schedule, backward_ratio=backward_ratio

@@ -133,15 +133,21 @@ def _of_sizes(run: RunConfig, tp: int, pp: int, dp: int) -> Iterator[Layout | Ru
     passes = [number for number in PASSES if number * pp <= run.model.num_layers]
     for micro in _micro_batch_sizes(run, total // dp):
         num_micro_batches = total // dp // micro
-        if pp > 1 and not micro_batches_fit(run.parallel.pipe_schedule, pp, num_micro_batches):
-            reason = f"{run.parallel.pipe_schedule} has no order for {num_micro_batches} micro-batches of {micro}"
-            yield RuledOut("batch", what, reason)
-            continue
         for num_passes in passes if run.recursion.layout is None and pp > 1 else [None]:
+            if pp > 1 and not _has_order(run, pp, num_passes, num_micro_batches):
+                reason = f"{run.parallel.pipe_schedule} has no order for {num_micro_batches} micro-batches of {micro}"
+                yield RuledOut("batch", what, reason)
+                continue
             for stage in stages:
                 for recompute in _recomputations(run):
                     split = tp > 1 and run.model.sequence_length % tp == 0
                     yield Layout(tp, pp, dp, split, num_passes, stage, micro, num_micro_batches, recompute)
+
+
+def _has_order(run: RunConfig, pp: int, num_passes: int | None, num_micro_batches: int) -> bool:
+    passes = num_passes or len(part_sizes(run.recursion.layout, None))
+    passes += not run.model.no_weight_tying  # the head's own
+    return micro_batches_fit(run.parallel.pipe_schedule, pp, passes, num_micro_batches)
 
 
 def _deepest_part(run: RunConfig) -> int:

@@ -135,9 +135,8 @@ def interact(model: LanguageModel, tokenizer: Tokenizer, max_new_tokens: int, sa
         except MegaMeshError as error:  # a prompt that is too long ends this prompt, not the session
             print(f"error: {error}", file=sys.stderr, end="")
         except KeyboardInterrupt:
-            if (
-                read_launch(os.environ).world_size > 1
-            ):  # the processes stop at different tokens and cannot go on together
+            # Several processes stop at different tokens and cannot go on together.
+            if read_launch(os.environ).world_size > 1:
                 return
         print()
         index += 1

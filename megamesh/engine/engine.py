@@ -104,9 +104,7 @@ class TrainingEngine:
             dist_init_required=False,
         )
         self.access = open_access(self._engine.optimizer)
-        self._passes: Passes = (
-            WholePasses(self._engine) if ring is None else RingPasses(self._engine, ring, self.access)
-        )
+        self._passes: Passes = WholePasses(self._engine) if ring is None else RingPasses(self._engine, ring)
 
     @property
     def module(self) -> nn.Module:

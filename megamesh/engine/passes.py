@@ -11,7 +11,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from megamesh.engine.zero_access import ZeroAccess
 from megamesh.pipeline.ring import Ring
 
 MicroBatches = Iterable[tuple[Tensor, ...]]
@@ -55,13 +54,12 @@ class WholePasses:
 class RingPasses:
     """A pipeline rank's part of a model. DeepSpeed sees its gradients only, which its hooks take up in fp32 after every backward."""
 
-    def __init__(self, engine: Any, ring: Ring, access: ZeroAccess):
-        self._engine, self._ring, self._access = engine, ring, access
+    def __init__(self, engine: Any, ring: Ring):
+        self._engine, self._ring = engine, ring
 
     def accumulate(self, micro_batches: MicroBatches, num_micro_batches: int, scale: float) -> Tensor:
         self._engine.train()
         self._engine.set_gradient_accumulation_boundary(False)
-        self._access.before_backward()
         loss = self._ring.train(micro_batches, num_micro_batches, scale)
         self._engine.set_gradient_accumulation_boundary(True)
         self._engine.allreduce_gradients()

@@ -56,10 +56,6 @@ class ZeroAccess(ABC):
     def publish_weights(self) -> None:
         """Bring the model's own weights, on all ranks, in line with the masters. A collective."""
 
-    @abstractmethod
-    def before_backward(self) -> None:
-        """Make ready for backward passes that DeepSpeed does not start itself."""
-
     def local_shape(self, parameter: nn.Parameter) -> tuple[int, ...]:
         """The shape of the parameter when whole."""
         return tuple(parameter.shape)
@@ -102,9 +98,6 @@ class WholeAccess(ZeroAccess):
     def gradient(self, parameter: nn.Parameter) -> Tensor | None:
         return None if parameter.grad is None else parameter.grad.view(-1)
 
-    def before_backward(self) -> None:
-        pass
-
     def publish_weights(self) -> None:
         pass
 
@@ -137,9 +130,6 @@ class FlatRangeAccess(ZeroAccess):
         # BF16_Optimizer accumulates the whole gradient on every rank, and steps with this rank's range of it.
         return gradient if gradient.numel() == address.numel else gradient.narrow(0, address.start, address.numel)
 
-    def before_backward(self) -> None:
-        self.wrapper.backward_prologue()
-
     def publish_weights(self) -> None:
         self.wrapper.update_lp_params()
 
@@ -167,9 +157,6 @@ class ParameterRangeAccess(ZeroAccess):
         values, _ = self.wrapper._get_fp32_grad_state_partition(parameter, release_swap_buffers=True)
         fragment = self._unpadded(parameter, values)
         return None if fragment is None else fragment.values
-
-    def before_backward(self) -> None:
-        raise NotImplementedError("ZeRO 3 reduces in DeepSpeed's own backward")
 
     def publish_weights(self) -> None:
         self.wrapper.checkpoint_event_prologue()

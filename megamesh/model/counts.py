@@ -68,6 +68,12 @@ def parameter_shapes(model: ModelConfig, recursion: RecursionConfig, vocab_size:
     return shapes
 
 
+def module_of(name: str) -> str:
+    """The module that a parameter belongs to, as `Transformer.keep_only` names it: core.3 of core.3.mlp.up.weight, else the first part."""
+    first, second, *_ = name.split(".")
+    return f"{first}.{second}" if first in ("prelude", "core", "coda") else first
+
+
 def _block(model: ModelConfig) -> Iterator[tuple[str, Shape]]:
     hidden, head_dim, width = model.hidden_size, model.head_dim, model.mlp_width
     heads = model.num_attention_heads

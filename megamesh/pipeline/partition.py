@@ -10,13 +10,13 @@ does not make up for what it is late in another. Costs are FLOPs per token: an e
 not follow to the letter.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from megamesh.config.pipeline import Counts, PartSizes, even_counts, example_partition, parse_partition, part_sizes
 from megamesh.config.recursion import RecursionLayout
 from megamesh.config.sections import ModelConfig, ParallelConfig, RecursionConfig
 from megamesh.errors import ConfigError
-from megamesh.model.counts import count_parameters, parameter_shapes
+from megamesh.model.counts import count_parameters, module_of, parameter_shapes
 from megamesh.model.flops import flops_per_token
 from megamesh.model.recursion.schemes import reads_embeddings
 from megamesh.pipeline.stages import Costs, Partition, lay_out
@@ -37,7 +37,7 @@ def build_partition(
     method = parse_partition(parallel, sizes, model.num_layers)
     carries, tied = layout is not None and reads_embeddings(recursion), not model.no_weight_tying
 
-    modules = _modules(parameter_shapes(model, recursion, vocab_size))
+    modules = set(map(module_of, parameter_shapes(model, recursion, vocab_size)))
 
     def stages(counts: Counts) -> Partition:
         partition = lay_out(layout, counts, num_ranks, tied=tied, carries=carries)
@@ -65,12 +65,6 @@ def _check_every_rank_has_parameters(
                 f"pipeline rank {rank} without a parameter; use fewer pipeline ranks, or place the layers yourself, such as "
                 f"pipe_partition_method: {example_partition(sizes, num_layers, partition.num_ranks)}"
             )
-
-
-def _modules(names: Iterable[str]) -> set[str]:
-    """The modules, as `Partition.holds` knows them, of parameter names: core.3, embedding, routers …"""
-    parts = (name.split(".") for name in names)
-    return {".".join(part[: 2 if part[0] in ("prelude", "core", "coda") else 1]) for part in parts}
 
 
 def forward_costs(model: ModelConfig, recursion: RecursionConfig, vocab_size: int) -> Costs:

@@ -12,11 +12,9 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from megamesh.model.flops import TRAINING_TO_FORWARD
 from megamesh.pipeline.order import Action, Schedule, training_order
 from megamesh.pipeline.stages import Costs, Partition, Stage
-
-TRAINING_TO_FORWARD = 3.0
-"""The head's work in training against its forward pass alone: logits, and gradients by states and by weight."""
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from megamesh.config.deepspeed import effective_zero_stage
 from megamesh.config.recursion import parse_scheme
 from megamesh.config.sections import ModelConfig, RunConfig
 from megamesh.config.tensor_parallel import has_highway
-from megamesh.model.counts import NUM_MIXED_STATES, parameter_shapes
+from megamesh.model.counts import NUM_MIXED_STATES, module_of, parameter_shapes
 
 BYTES_FP32 = 4
 SPLIT_PARAMETERS = (
@@ -88,14 +88,8 @@ def parameters_per_rank(
     return sum(
         math.prod(shape) // (size if f".{name}".endswith(SPLIT_PARAMETERS) else 1)
         for name, shape in shapes.items()
-        if holds(_module_of(name))
+        if holds(module_of(name))
     )
-
-
-def _module_of(name: str) -> str:
-    """`core.3` of core.3.mlp.up.weight, `routers` of routers.0.read.bias."""
-    first, second, *_ = name.split(".")
-    return f"{first}.{second}" if first in ("prelude", "core", "coda") else first
 
 
 def _activation_bytes(run: RunConfig, batch: ResolvedBatch) -> int:

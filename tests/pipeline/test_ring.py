@@ -97,7 +97,7 @@ def _train_one(case: Case) -> Trained:
     return Trained(loss, gradients, sent, ring.peak_receive_bytes)
 
 
-def _compare(case: Case, by_rank: list[Trained]) -> None:
+def _assert_that_of_one_process(case: Case, by_rank: list[Trained]) -> None:
     loss, gradients = case.whole()
     by_pipeline_rank = by_rank[:: case.tensor_parallel_size]
     torch.testing.assert_close(sum(own.loss for own in by_pipeline_rank), loss, rtol=1e-12, atol=0)
@@ -121,12 +121,12 @@ def on_four() -> list[list[Trained]]:
 
 @pytest.mark.parametrize("index", range(len(TWO)), ids=map(str, TWO))
 def test_on_two_ranks_loss_and_gradients_are_those_of_one_process(index, on_two):
-    _compare(TWO[index], [answer[index] for answer in on_two])
+    _assert_that_of_one_process(TWO[index], [answer[index] for answer in on_two])
 
 
 @pytest.mark.parametrize("index", range(len(FOUR)), ids=map(str, FOUR))
 def test_on_four_ranks_loss_and_gradients_are_those_of_one_process(index, on_four):
-    _compare(FOUR[index], [answer[index] for answer in on_four])
+    _assert_that_of_one_process(FOUR[index], [answer[index] for answer in on_four])
 
 
 def _forget_gradients(_self: RingHighway, pass_index: int) -> None:
@@ -145,7 +145,7 @@ def _train_forgetting(case: Case) -> Trained:
 def test_the_comparison_sees_gradients_that_do_not_reach_the_pass_that_kept_a_state():
     case = Case("1+2R3+1", "mesh")
     with pytest.raises(AssertionError, match="gradient of"):
-        _compare(case, run(2, _train_forgetting, case))
+        _assert_that_of_one_process(case, run(2, _train_forgetting, case))
 
 
 @pytest.mark.parametrize("index", range(len(FOUR)), ids=map(str, FOUR))

@@ -11,9 +11,10 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from megamesh.arguments import from_one, read_overrides
 from megamesh.command import run_command
 from megamesh.config.batch import model_ranks
-from megamesh.config.yaml_files import parse_override
+from megamesh.training.tables import aligned
 
 if TYPE_CHECKING:
     from megamesh.training.benchmark_processes import Candidate
@@ -98,24 +99,14 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     pipeline.add_argument(
         "--sleep-ms", type=float, metavar="MS", help="a block's forward sleeps so long, its backward twice"
     )
-    pipeline.add_argument("--steps", type=positive, default=3, help="steps after a first one (default: 3)")
-    train.add_argument("--processes", type=positive, help="processes per model (default: as many as hold one copy)")
-    train.add_argument("--steps", type=positive, default=5, help="optimizer steps per round (default: 5)")
-    train.add_argument("--rounds", type=positive, default=5, help="rounds (default: 5)")
-    train.add_argument("--warmup", type=positive, default=2, help="steps before the first round (default: 2)")
+    pipeline.add_argument("--steps", type=from_one, default=3, help="steps after a first one (default: 3)")
+    train.add_argument("--processes", type=from_one, help="processes per model (default: as many as hold one copy)")
+    train.add_argument("--steps", type=from_one, default=5, help="optimizer steps per round (default: 5)")
+    train.add_argument("--rounds", type=from_one, default=5, help="rounds (default: 5)")
+    train.add_argument("--warmup", type=from_one, default=2, help="steps before the first round (default: 2)")
     args = parser.parse_args(arguments)
-    try:
-        args.overrides = dict(map(parse_override, args.set))
-    except ValueError as error:
-        parser.error(f"--set {error}")
+    args.overrides = read_overrides(parser, args.set)
     return args
-
-
-def positive(text: str) -> int:
-    """A whole number of at least 1."""
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
-    return int(text)
 
 
 def candidates_of(args: argparse.Namespace) -> "list[Candidate]":
@@ -218,17 +209,6 @@ def train_table(args: argparse.Namespace) -> str:
         "ms per step: min / median / max",
     )
     return aligned([header, *map(row, results)])
-
-
-def aligned(rows: list[tuple[str, ...]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

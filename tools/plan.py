@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megamesh.arguments import from_one, picture, read_overrides
 from megamesh.command import run_command
-from megamesh.config.yaml_files import parse_override
 from megamesh.errors import ConfigError
 
 if TYPE_CHECKING:
     from megamesh.training.plan.search import Plan
 
-PICTURES = (".png", ".pdf", ".svg")
 EPILOG = """\
 what the estimates are made of
   time of a block  its FLOPs (backward twice the forward's) at --efficiency of --peak-tflops, or what you measured; proportional to
@@ -44,8 +43,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("configs", nargs="+", metavar="FILE.yml", help="configuration files, read as one")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replace a key of the files")
-    parser.add_argument("--gpus", type=whole, required=True, metavar="N", help="number of GPUs")
-    parser.add_argument("--gpus-per-node", type=whole, default=8, metavar="N", help="GPUs of one node (default: 8)")
+    parser.add_argument("--gpus", type=from_one, required=True, metavar="N", help="number of GPUs")
+    parser.add_argument("--gpus-per-node", type=from_one, default=8, metavar="N", help="GPUs of one node (default: 8)")
     parser.add_argument("--gpu-memory-gib", type=positive, default=80.0, metavar="GIB", help="of one GPU (default: 80)")
     parser.add_argument(
         "--bandwidth-gbps", type=two_numbers, default=(3600.0, 400.0), metavar="INTRA,INTER",
@@ -67,23 +66,14 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--layout", type=three_sizes, metavar="TP,PP,DP", help="only this layout, with all its variants"
     )
-    parser.add_argument("--top", type=whole, default=10, metavar="N", help="layouts to show (default: 10)")
+    parser.add_argument("--top", type=from_one, default=10, metavar="N", help="layouts to show (default: 10)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
         "--plot", type=picture, metavar="PICTURE", help="draw the timeline of the fastest pipeline that is shown"
     )
     args = parser.parse_args(arguments)
-    try:
-        args.overrides = dict(map(parse_override, args.set))
-    except ValueError as error:
-        parser.error(f"--set {error}")
+    args.overrides = read_overrides(parser, args.set)
     return args
-
-
-def whole(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 up")
-    return int(text)
 
 
 def positive(text: str) -> float:
@@ -111,19 +101,10 @@ def two_numbers(text: str) -> tuple[float, float]:
 
 
 def three_sizes(text: str) -> tuple[int, int, int]:
-    sizes = [whole(part) for part in text.split(",")]
+    sizes = [from_one(part) for part in text.split(",")]
     if len(sizes) != 3:
         raise argparse.ArgumentTypeError(f"{text!r} is not tp,pp,dp")
     return sizes[0], sizes[1], sizes[2]
-
-
-def picture(text: str) -> Path:
-    path = Path(text)
-    if path.suffix not in PICTURES:
-        raise argparse.ArgumentTypeError(f"{text!r} does not end in {', '.join(PICTURES)}")
-    if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"the folder {str(path.parent)!r} does not exist; make it first")
-    return path
 
 
 def make_plan(args: argparse.Namespace) -> "tuple[Plan, dict[str, Any]]":

@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from megamesh.arguments import from_one, picture
 from megamesh.command import run_command
 from megamesh.errors import DataError
 
-PICTURES = (".png", ".pdf", ".svg")
 EXAMPLES = """\
 examples
   training and validation loss of two runs over tokens, with a horizontal line for comparison
@@ -33,21 +33,6 @@ def named_loss(text: str) -> tuple[str, float]:
         raise argparse.ArgumentTypeError(f"{value!r} is not a number; write NAME=LOSS") from None
 
 
-def picture(text: str) -> Path:
-    path = Path(text)
-    if path.suffix not in PICTURES:
-        raise argparse.ArgumentTypeError(f"{text!r} does not end in {', '.join(PICTURES)}")
-    if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"the folder {str(path.parent)!r} does not exist; make it first")
-    return path
-
-
-def at_least_one(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 up")
-    return int(text)
-
-
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -66,7 +51,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--checkpoint", type=Path, required=True, help="save folder (its latest) or one global_step folder"
     )
     routers.add_argument(
-        "--samples", type=at_least_one, default=16, help="validation samples to average over (default: 16)"
+        "--samples", type=from_one, default=16, help="validation samples to average over (default: 16)"
     )
     routers.add_argument("--output", type=picture, required=True, help="picture to write (.png, .pdf, .svg)")
     return parser.parse_args(arguments)

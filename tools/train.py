@@ -5,9 +5,9 @@ import json
 import os
 import sys
 
+from megamesh.arguments import read_overrides
 from megamesh.command import run_command
 from megamesh.config.load import load_config
-from megamesh.config.yaml_files import parse_override
 
 DESCRIPTION = """\
 Train a model from YAML files. Usually two: what is trained (examples/configs/*.yml: shapes, recursion, recipe) and where
@@ -58,10 +58,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--json needs --dry-run")
     if parsed.world_size is not None and parsed.world_size < 1:
         parser.error("--world-size must be at least 1")
-    try:
-        parsed.overrides = dict(map(parse_override, parsed.set))
-    except ValueError as error:
-        parser.error(f"--set {error}")
+    parsed.overrides = read_overrides(parser, parsed.set)
     if parsed.local_rank is not None:
         os.environ.setdefault("LOCAL_RANK", str(parsed.local_rank))
     return parsed

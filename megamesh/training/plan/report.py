@@ -4,7 +4,6 @@ Bytes of a layout are those of its fullest rank, by part as in memory.py; the hi
 the rank that sends most.
 """
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -18,6 +17,7 @@ from megamesh.training.plan.search import Plan, Ranked, grouped
 from megamesh.training.plan.speed import Speed
 from megamesh.training.plan.step import Step
 from megamesh.training.plan.straight import straight_pipelines
+from megamesh.training.tables import aligned
 
 GIB = 2**30
 Rows = list[tuple[str, ...]]
@@ -132,7 +132,7 @@ def _layouts_table(report: dict[str, Any]) -> str:
     ]  # fmt: skip
     rows += [_layout_row(layout) for layout in report["layouts"]]
     title = f"{len(report['layouts'])} of {report['num_possible']} possible layouts, fastest first"
-    return "\n".join([title, *aligned(rows, free=(7, 11))])
+    return "\n".join([title, aligned(rows, free=(7, 11), indent="  ")])
 
 
 def _layout_row(layout: dict[str, Any]) -> tuple[str, ...]:
@@ -174,7 +174,7 @@ def _straight_table(straight: dict[str, Any]) -> str:
         f"tp {tp} pp {pp} dp {dp} beside straight pipelines of the unrolled model, with copies of the core "
         "(for comparison: MegaMesh does not run them)"
     )
-    return "\n".join([title, *aligned(rows, free=(1,))])
+    return "\n".join([title, aligned(rows, free=(1,), indent="  ")])
 
 
 def _straight_row(name: str, pipeline: dict[str, Any]) -> tuple[str, ...]:
@@ -198,21 +198,3 @@ def _ruled_out_text(ruled_out: dict[str, dict[str, list[str]]]) -> str:
             shown = concerned if len(concerned) <= 4 else [*concerned[:3], f"{len(concerned) - 3} more"]
             lines.append(f"  {kind}: {', '.join(shown)}: {reason}")
     return "\n".join(lines)
-
-
-def aligned(rows: Sequence[Sequence[str]], *, free: Sequence[int] = ()) -> list[str]:
-    """Rows as lines, columns to the right; what stands in a `free` column of the first row may run over the columns behind it."""
-    measured = [[("" if index in free and row is rows[0] else cell) for index, cell in enumerate(row)] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*measured, strict=True)]
-    return ["  " + _line(row, widths, free if row is rows[0] else ()).rstrip() for row in rows]
-
-
-def _line(row: Sequence[str], widths: Sequence[int], free: Sequence[int]) -> str:
-    line, end = "", 0
-    for index, (cell, width) in enumerate(zip(row, widths, strict=True)):
-        start, end = end, end + width + 2
-        if index in free:
-            line = line.ljust(start) + cell
-        elif cell:
-            line = line.ljust(start) + (cell.ljust(width) if index == 0 else cell.rjust(width))
-    return line

@@ -45,11 +45,11 @@ def _on_ring(world_size: int, setup: Setup) -> Trained:
     [
         (2, _setup(0)),
         (2, _setup(1, scheme="anchor*", tied=True, checkpoint_activations=True, recompute_per="loop")),
-        (2, _setup(1, scheme=None, num_passes=2, zero={"overlap_comm": True})),
+        (2, _setup(1, scheme=None, num_passes=2)),
         (4, _setup(0, 4, scheme="anchor", recursion="2+3R3+2")),
         (4, _setup(1, 4, recursion="2+3R2+2", seed=9, partition="0,1,0,1+1,0,1,1+1,0,1,0", schedule="looped_bfs")),
         (4, _setup(0, scheme="dynamic", seed=9)),
-        (4, _setup(1, scheme="residual", tied=True)),
+        (4, _setup(1, scheme="residual", tied=True, zero={"overlap_comm": True})),
         (8, _setup(1, tensor_parallel_size=2, sequence_parallel=True, model=BOLD | GATED)),
     ],
     ids=lambda value: (

@@ -13,6 +13,7 @@ import signal
 import weakref
 from collections.abc import Iterator
 from multiprocessing import active_children
+from multiprocessing.connection import wait
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from megamesh.data.sampler import micro_batch_ids
 from megamesh.errors import DataError, MegaMeshError
 
 _SIGNALS_THAT_SAVE = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+DEATH_SECONDS = 1.0  # until a process that is dying has ended
 _running: "weakref.WeakSet[_Batches]" = weakref.WeakSet()
 
 
@@ -82,12 +84,16 @@ class _Batches(Iterator[Batch]):
         except StopIteration:
             self.close()
             raise
-        except RuntimeError as error:
+        except (RuntimeError, OSError, EOFError) as error:
+            # A death shows as the DataLoader's RuntimeError, or as a connection that breaks while something is fetched from the dead.
+            died = wait([worker.sentinel for worker in self._workers], DEATH_SECONDS)
+            gone = [worker.pid for worker in self._workers if worker.sentinel in died]
             self.close()
-            if "DataLoader worker" not in str(error):
+            if not gone:
                 raise
+            reason = str(error) if "DataLoader worker" in str(error) else f"DataLoader worker (pid {gone[0]}): {error}"
             raise DataError(
-                f"a data loader process died ({error}); is memory or /dev/shm full? num_workers: 0 reads without such processes"
+                f"a data loader process died ({reason}); is memory or /dev/shm full? num_workers: 0 reads without such processes"
             ) from error
         if isinstance(item, MegaMeshError):
             self.close()

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from megamesh.parallel.shards import ShardSpec
 
+MAX_CHUNK_BYTES = 64 * 2**20
+"""Of what is stored in one piece: whoever reads any element of it reads all of it."""
 Index = tuple[int, ...]
 
 
@@ -75,3 +77,17 @@ def fragment_boxes(key: str, spec: ShardSpec, local_shape: Index, start: int, va
                     (*offset[:dim], moved, *offset[dim + 1 :]),
                     view.narrow(dim, first - low, end - first),
                 )
+
+
+def pieces(box: Box, max_bytes: int = MAX_CHUNK_BYTES) -> Iterator[Box]:
+    """Cut a box into boxes of at most `max_bytes` each (of one element at least), contiguous where it is, in order."""
+    if box.values.nbytes <= max_bytes or box.values.numel() == 1:
+        yield box
+        return
+    dim = next(dim for dim, size in enumerate(box.values.shape) if size > 1)
+    size = box.values.shape[dim]
+    step = max(max_bytes // (box.values.nbytes // size), 1)
+    for start in range(0, size, step):
+        offset = (*box.offset[:dim], box.offset[dim] + start, *box.offset[dim + 1 :])
+        part = box.values.narrow(dim, start, min(step, size - start))
+        yield from pieces(Box(box.key, box.global_shape, offset, part), max_bytes)

@@ -9,14 +9,14 @@ import logging
 from pathlib import Path
 
 import torch
-from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from megamesh.checkpoint.boxes import Box, fragment_boxes
+from megamesh.checkpoint.files import Checksums, ChunkReader, open_files
 from megamesh.checkpoint.folder import resolve_checkpoint
 from megamesh.checkpoint.meta import CheckpointMeta, RunState
 from megamesh.checkpoint.planner import BoxLoadPlanner, BoxTable
-from megamesh.checkpoint.reader import check_files, read_meta
+from megamesh.checkpoint.reader import read_meta
 from megamesh.checkpoint.save import box_key
 from megamesh.checkpoint.together import as_checkpoint_error, on_rank_zero
 from megamesh.engine.engine import TrainingEngine
@@ -28,15 +28,21 @@ MEND = "the file is damaged; load another checkpoint of the run by its global_st
 
 
 def load_checkpoint(
-    path: str | Path, engine: TrainingEngine, *, weights_only: bool = False, load_optimizer: bool = True
+    path: str | Path,
+    engine: TrainingEngine,
+    *,
+    weights_only: bool = False,
+    load_optimizer: bool = True,
+    verify: bool = True,
 ) -> RunState:
     """Read a checkpoint (or the latest of a run's folder) into the engine; returns what it recorded. A collective.
 
     weights_only: masters alone; moments, Adam's step count, loss scale and engine.num_steps start anew (a fine-tuning run).
     load_optimizer False: moments and Adam's step count start anew, engine.num_steps and a dynamic loss scale continue.
+    verify: compare every chunk that is read with its checksum.
     Raises CheckpointError, on every rank, for a missing or damaged file or another architecture.
     """
-    path, meta = on_rank_zero(lambda: _open(Path(path)), f"read {path}")
+    path, meta, checksums = on_rank_zero(lambda: _open(Path(path), verify), f"read {path}")
     keys: tuple[StateKey, ...] = STATE_KEYS if load_optimizer and not weights_only else ("fp32",)
     with_moments = len(keys) > 1
     engine.access.prepare_state(step=meta.optimizer_step if with_moments else 0)
@@ -46,7 +52,7 @@ def load_checkpoint(
     with as_checkpoint_error("read", path, MEND):
         load(
             table.state_dict(),
-            storage_reader=FileSystemReader(path),
+            storage_reader=ChunkReader(path, checksums),
             planner=BoxLoadPlanner(table, path, tuple(f"{key}." for key in keys)),
         )
     engine.access.publish_weights()
@@ -69,10 +75,10 @@ def wanted_boxes(engine: TrainingEngine, keys: tuple[StateKey, ...]) -> list[Box
     return boxes
 
 
-def _open(path: Path) -> tuple[Path, CheckpointMeta]:
+def _open(path: Path, verify: bool) -> tuple[Path, CheckpointMeta, Checksums | None]:
     path = resolve_checkpoint(path)
-    check_files(path)
-    return path, read_meta(path)
+    _, checksums = open_files(path, verify=verify)
+    return path, read_meta(path), checksums
 
 
 @torch.no_grad()

@@ -1,20 +1,21 @@
 """Read a checkpoint without an engine or a process group: for export, generation and inspection.
 
+Chunks are compared with their checksums as they are read.
+
 global_stepN/ ──read_meta──▶ CheckpointMeta        ──read_weights──▶ (name, fp32 master), one whole tensor at a time
                                                    ──read_parts────▶ this rank's parts, in place: a model divided over processes
 """
 
-import pickle
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from megamesh.checkpoint.boxes import Box, fragment_boxes
-from megamesh.checkpoint.folder import COMPLETE_MARK, resolve_checkpoint
+from megamesh.checkpoint.files import Checksums, ChunkReader, open_files, read_index
+from megamesh.checkpoint.folder import resolve_checkpoint
 from megamesh.checkpoint.meta import META_FILE, CheckpointMeta
 from megamesh.checkpoint.planner import BoxLoadPlanner, BoxTable
 from megamesh.errors import CheckpointError
@@ -35,7 +36,7 @@ def read_meta(path: str | Path) -> CheckpointMeta:
 
 def weight_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
     """Global shapes of all parameters by name, without reading any tensor."""
-    metadata = _read_index(resolve_checkpoint(path))
+    metadata = read_index(resolve_checkpoint(path))
     return {
         key.removeprefix(WEIGHTS): tuple(stored.size) for key, stored in _tensors(metadata) if key.startswith(WEIGHTS)
     }
@@ -47,7 +48,7 @@ def read_weights(path: str | Path, names: Iterable[str] | None = None) -> Iterat
     Raises CheckpointError for a name that the checkpoint does not hold, and for missing or damaged files.
     """
     path = resolve_checkpoint(path)
-    metadata = check_files(path)
+    metadata, checksums = open_files(path)
     shapes = {key: stored.size for key, stored in _tensors(metadata)}
     for name in (
         names if names is not None else [key.removeprefix(WEIGHTS) for key in shapes if key.startswith(WEIGHTS)]
@@ -56,7 +57,7 @@ def read_weights(path: str | Path, names: Iterable[str] | None = None) -> Iterat
         if key not in shapes:
             raise CheckpointError(f"{path} holds no parameter {name}")
         tensor = torch.empty(shapes[key], dtype=torch.float32)
-        _read_boxes(path, metadata, [Box(key, tuple(tensor.shape), (0,) * tensor.dim(), tensor)])
+        _read_boxes(path, metadata, checksums, [Box(key, tuple(tensor.shape), (0,) * tensor.dim(), tensor)])
         yield name, tensor
 
 
@@ -67,47 +68,10 @@ def read_parts(path: str | Path, parts: Iterable[tuple[ShardSpec, Tensor]]) -> N
     Of each parameter only the stored chunks that overlap are read, and one of them is in memory at a time. Raises CheckpointError.
     """
     path = resolve_checkpoint(path)
-    metadata = check_files(path)
+    metadata, checksums = open_files(path)
     for spec, tensor in parts:
         key, flat = f"{WEIGHTS}{spec.name}", tensor.detach().view(-1)
-        _read_boxes(path, metadata, list(fragment_boxes(key, spec, tuple(tensor.shape), 0, flat)))
-
-
-def check_files(path: Path) -> Metadata:
-    """The index of a checkpoint, after making sure that every file it speaks of is there in full. Raises CheckpointError."""
-    metadata = _read_index(path)
-    needed: dict[str, int] = {}
-    for stored in metadata.storage_data.values():
-        needed[stored.relative_path] = max(needed.get(stored.relative_path, 0), stored.offset + stored.length)
-    for name, num_bytes in needed.items():
-        file = path / name
-        if not file.is_file():
-            raise CheckpointError(f"{file} is missing; load another checkpoint of the run by its global_stepN folder")
-        if file.stat().st_size < num_bytes:
-            raise CheckpointError(
-                f"{file} is truncated: {file.stat().st_size:,} bytes of {num_bytes:,}; "
-                "load another checkpoint of the run by its global_stepN folder"
-            )
-    return metadata
-
-
-def _read_index(path: Path) -> Metadata:
-    try:
-        metadata = FileSystemReader(path).read_metadata()
-    except (
-        OSError,
-        EOFError,
-        pickle.UnpicklingError,
-        ValueError,
-        AttributeError,
-        ImportError,
-        IndexError,
-        KeyError,
-    ) as error:
-        raise CheckpointError(f"{path / COMPLETE_MARK} is damaged: {error}") from None
-    if not isinstance(metadata, Metadata) or metadata.storage_data is None:
-        raise CheckpointError(f"{path / COMPLETE_MARK} is damaged: it is not the index of a checkpoint")
-    return metadata
+        _read_boxes(path, metadata, checksums, list(fragment_boxes(key, spec, tuple(tensor.shape), 0, flat)))
 
 
 def _tensors(metadata: Metadata) -> Iterator[tuple[str, TensorStorageMetadata]]:
@@ -116,15 +80,10 @@ def _tensors(metadata: Metadata) -> Iterator[tuple[str, TensorStorageMetadata]]:
             yield key, stored
 
 
-def _read_boxes(path: Path, metadata: Metadata, boxes: list[Box]) -> None:
+def _read_boxes(path: Path, metadata: Metadata, checksums: Checksums | None, boxes: list[Box]) -> None:
     """Fill boxes of one tensor."""
     table = BoxTable(boxes)
-    reader, planner = FileSystemReader(path), BoxLoadPlanner(table, path, (WEIGHTS,))
+    reader, planner = ChunkReader(path, checksums), BoxLoadPlanner(table, path, (WEIGHTS,))
     planner.set_up_planner(table.state_dict(), metadata, is_coordinator=True)
     reader.set_up_storage_reader(metadata, is_coordinator=True)
-    try:
-        reader.read_data(planner.finish_plan(planner.create_local_plan()), planner).wait()
-    except CheckpointError:
-        raise
-    except Exception as error:  # torch.load raises many kinds for a damaged file
-        raise CheckpointError(f"{path} is damaged: {boxes[0].key} cannot be read ({error})") from error
+    reader.read_data(planner.finish_plan(planner.create_local_plan()), planner).wait()

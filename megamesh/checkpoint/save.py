@@ -1,26 +1,25 @@
 """Save a run: every rank writes its own boxes, rank 0 the rest, and nothing has a name before it is whole.
 
-    engine.access ──fragments──▶ boxes ──torch.distributed.checkpoint──▶ .saving-global_stepN/ ──▶ global_stepN/ ──▶ latest
+    engine ──take──▶ Snapshot: meta, boxes ──write──▶ .saving-global_stepN/ ──▶ global_stepN/ ──▶ latest
 
-A kill at any moment leaves the checkpoint that `latest` names intact; so does a full disk, which is a CheckpointError on every
-rank. The masters are written from where they are: no gather, no full tensor. Folders must be on a file system that all ranks share.
+A snapshot's boxes are views of the engine's masters and moments (no gather, no full tensor); checkpoint/background.py copies them to the
+host and writes while training goes on. A kill at any moment leaves the checkpoint that `latest` names intact; so does a full disk, which
+is a CheckpointError on every rank. Folders must be on a file system that all ranks share.
 """
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
-from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.state_dict_saver import save
-from torch.distributed.checkpoint.storage import WriteResult
-from torch.futures import Future
 
 from megamesh.checkpoint import folder as folders
-from megamesh.checkpoint.boxes import Box, fragment_boxes
+from megamesh.checkpoint.boxes import Box, fragment_boxes, pieces
+from megamesh.checkpoint.files import SPACE_MEND, ChunkWriter
 from megamesh.checkpoint.meta import CONFIGS_FOLDER, META_FILE, CheckpointMeta, RunState
 from megamesh.checkpoint.planner import BoxSavePlanner, BoxTable
 from megamesh.checkpoint.together import as_checkpoint_error, on_rank_zero
@@ -30,7 +29,23 @@ from megamesh.engine.zero_access import STATE_KEYS, Fragment, StateKey
 from megamesh.errors import CheckpointError
 
 log = logging.getLogger(__name__)
-MEND = "the previous checkpoint is untouched; free space there or set `save` to another folder"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What one rank saves of a run at one moment."""
+
+    meta: CheckpointMeta
+    boxes: Sequence[Box]
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a run's checkpoints go, and what goes into all of them: YAML texts by file name. `keep_last` None keeps all."""
+
+    folder: Path
+    sources: Mapping[str, str]
+    keep_last: int | None = None
 
 
 def save_checkpoint(
@@ -46,38 +61,40 @@ def save_checkpoint(
 
     `config` is stored as JSON, `sources` are YAML texts by file name. Raises CheckpointError on every rank.
     """
-    folder = Path(folder)
+    return write(Target(Path(folder), sources, keep_last), take(engine, state, config))
+
+
+def take(engine: TrainingEngine, state: RunState, config: Mapping[str, Any]) -> Snapshot:
+    """What this rank has to write. Its boxes are views: they change with the next step."""
     engine.access.prepare_state()
     scale = engine.loss_scale if is_dynamic(engine.precision) else None
     meta = CheckpointMeta(state, engine.access.step_count(), dict(config), engine.versions(), engine.layout(), scale)
-    temporary = on_rank_zero(lambda: _begin(folder, meta, sources), f"begin a checkpoint in {folder}")
+    return Snapshot(meta, own_boxes(engine))
+
+
+def write(target: Target, snapshot: Snapshot, group: dist.ProcessGroup | None = None) -> Path:
+    """Write a snapshot, with the ranks of `group` (None: all). A collective; raises CheckpointError on every rank."""
+    folder, table = target.folder, BoxTable(snapshot.boxes)
+    temporary = on_rank_zero(
+        lambda: begin(folder, snapshot.meta, target.sources), f"begin a checkpoint in {folder}", group
+    )
     try:
-        table = BoxTable(own_boxes(engine))
-        with as_checkpoint_error("write", temporary, MEND):
+        with as_checkpoint_error("write", temporary, SPACE_MEND):
             save(
                 table.state_dict(),
-                storage_writer=_Writer(temporary, overwrite=False),
+                storage_writer=ChunkWriter(temporary),
                 planner=BoxSavePlanner(table),
+                process_group=group,
             )
-        path = on_rank_zero(lambda: _finish(temporary, state.step, keep_last), f"finish the checkpoint in {folder}")
+        return on_rank_zero(
+            lambda: finish(temporary, snapshot.meta.state.step, target.keep_last),
+            f"finish the checkpoint in {folder}",
+            group,
+        )
     except CheckpointError:
         if dist.get_rank() == 0:
             shutil.rmtree(temporary, ignore_errors=True)
         raise
-    return path
-
-
-class _Writer(FileSystemWriter):
-    """torch's writer, whose errors speak of the disk and not of what torch.save made of its refusal."""
-
-    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        try:
-            return super().write_data(plan, planner)
-        except Exception as error:
-            reason: BaseException | None = error
-            while reason is not None and not isinstance(reason, OSError):
-                reason = reason.__context__
-            raise CheckpointError(f"could not write {self.path}: {reason or error}; {MEND}") from None
 
 
 def own_boxes(engine: TrainingEngine) -> list[Box]:
@@ -90,7 +107,8 @@ def own_boxes(engine: TrainingEngine) -> list[Box]:
             if fragment is not None and engine.access.replicated:
                 fragment = _share(fragment, engine.mesh.rank("dp"), engine.mesh.size("dp"))
             if fragment is not None:
-                boxes += fragment_boxes(box_key(key, spec.name), spec, shape, fragment.start, fragment.values)
+                for box in fragment_boxes(box_key(key, spec.name), spec, shape, fragment.start, fragment.values):
+                    boxes += pieces(box)
     return boxes
 
 
@@ -107,7 +125,8 @@ def _share(fragment: Fragment, rank: int, size: int) -> Fragment | None:
     return Fragment(fragment.start + first, fragment.values[first:end]) if first < end else None
 
 
-def _begin(folder: Path, meta: CheckpointMeta, sources: Mapping[str, str]) -> Path:
+def begin(folder: Path, meta: CheckpointMeta, sources: Mapping[str, str]) -> Path:
+    """A hidden folder for a checkpoint, with meta.json and the YAML files in it. Raises CheckpointError."""
     temporary = folders.begin(folder, meta.state.step)
     try:
         folders.write_text(temporary / META_FILE, meta.to_json())
@@ -118,11 +137,12 @@ def _begin(folder: Path, meta: CheckpointMeta, sources: Mapping[str, str]) -> Pa
         folders.sync_folder(configs)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise CheckpointError(f"could not write {temporary}: {error}; {MEND}") from None
+        raise CheckpointError(f"could not write {temporary}: {error}; {SPACE_MEND}") from None
     return temporary
 
 
-def _finish(temporary: Path, step: int, keep_last: int | None) -> Path:
+def finish(temporary: Path, step: int, keep_last: int | None = None) -> Path:
+    """Give a written checkpoint its name, let `latest` name it, and remove those beyond `keep_last`."""
     path = folders.publish(temporary, step)
     if keep_last is not None:
         try:

@@ -13,8 +13,8 @@ from megamesh.errors import CheckpointError
 Result = TypeVar("Result")
 
 
-def on_rank_zero(action: Callable[[], Result], doing: str) -> Result:
-    """Run on rank 0 only; every rank gets the (pickled) result, or CheckpointError. A collective."""
+def on_rank_zero(action: Callable[[], Result], doing: str, group: dist.ProcessGroup | None = None) -> Result:
+    """Run on rank 0 only; every rank of `group` (None: all) gets the (pickled) result, or CheckpointError. A collective."""
     outcome: list[object] = [None]
     cause: Exception | None = None
     if dist.get_rank() == 0:
@@ -25,7 +25,7 @@ def on_rank_zero(action: Callable[[], Result], doing: str) -> Result:
         except Exception as error:  # the other ranks wait: whatever it is, they must hear of it
             outcome = [CheckpointError(f"could not {doing}: {error or type(error).__name__}")]
             cause = error
-    dist.broadcast_object_list(outcome, src=0)
+    dist.broadcast_object_list(outcome, src=0, group=group)
     if isinstance(outcome[0], CheckpointError):
         raise outcome[0] from cause
     return outcome[0]  # type: ignore[return-value]

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from megamesh.checkpoint.files import Checksums, file_checksum, read_index
 from megamesh.checkpoint.folder import find_latest
 from megamesh.checkpoint.load import load_checkpoint
 from megamesh.checkpoint.reader import read_meta, read_weights, weight_shapes
@@ -164,7 +165,64 @@ def _damaged_meta(path: Path) -> str:
 def _newer_format(path: Path) -> str:
     values = json.loads((path / "meta.json").read_text()) | {"format_version": 99}
     (path / "meta.json").write_text(json.dumps(values))
+    checksums = Checksums.read(path)
+    checksums.files["meta.json"] = file_checksum(path / "meta.json")
+    checksums.write(path)
     return "has format 99"
+
+
+def _flip(file: Path, position: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[position] ^= 4
+    file.write_bytes(content)
+
+
+def _flipped_weight(path: Path) -> str:
+    """A byte in the middle of a chunk's numbers: torch.load sees nothing wrong with it."""
+    storage = read_index(path).storage_data
+    index, info = max(storage.items(), key=lambda each: each[1].length)
+    _flip(path / info.relative_path, info.offset + info.length // 2)
+    return f"{path / info.relative_path} is damaged: {index.fqn} from {list(index.offset)} on has another checksum"
+
+
+def _flipped_meta(path: Path) -> str:
+    file = path / "meta.json"
+    _flip(file, file.read_bytes().index(b'"consumed_samples": ') + len(b'"consumed_samples": '))
+    return f"{file} is damaged: it has changed"
+
+
+def _flipped_index(path: Path) -> str:
+    _flip(path / ".metadata", (path / ".metadata").stat().st_size // 2)
+    return f"{path / '.metadata'} is damaged: it has changed"
+
+
+def _flipped_configuration(path: Path) -> str:
+    _flip(path / "configs" / "model.yml", 3)
+    return f"{path / 'configs' / 'model.yml'} is damaged: it has changed"
+
+
+def _missing_configuration(path: Path) -> str:
+    (path / "configs" / "site.yml").unlink()
+    return f"{path / 'configs' / 'site.yml'} cannot be read: No such file"
+
+
+def _flipped_checksums(path: Path) -> str:
+    """Which chunk is wrong cannot be known then: a chunk is named."""
+    file = path / "checksums.json"
+    values = json.loads(file.read_text())
+    values["chunks"]["__1_0.distcp"]["0"] ^= 1
+    file.write_text(json.dumps(values))
+    return f"{path / '__1_0.distcp'} is damaged"
+
+
+def _missing_checksums(path: Path) -> str:
+    (path / "checksums.json").unlink()
+    return f"{path / 'checksums.json'} is missing"
+
+
+def _garbled_checksums(path: Path) -> str:
+    _flip(path / "checksums.json", 0)
+    return f"{path / 'checksums.json'} is damaged"
 
 
 def _incomplete(path: Path) -> str:
@@ -182,16 +240,40 @@ def _incomplete(path: Path) -> str:
         _damaged_meta,
         _newer_format,
         _incomplete,
+        _flipped_weight,
+        _flipped_meta,
+        _flipped_index,
+        _flipped_configuration,
+        _missing_configuration,
+        _flipped_checksums,
+        _missing_checksums,
+        _garbled_checksums,
     ],
 )
 def test_a_damaged_checkpoint_is_one_error_that_names_the_path(copied, damage):
     expected = damage(copied)
     for message in run(2, _load_error, Setup(2), copied.parent):
         assert expected in message, message
-    if damage in (_missing_shard, _truncated_shard, _overwritten_shard, _damaged_index, _incomplete):
+    if damage in (_damaged_meta, _newer_format):  # which a reader of tensors does not look into
+        return
+    if damage not in (_flipped_weight, _flipped_checksums):  # which may be in a moment's chunk
         with pytest.raises(CheckpointError) as caught:
             list(read_weights(copied.parent))
         assert expected in str(caught.value)
+
+
+def _load_unverified(setup: Setup, path: Path) -> dict[str, torch.Tensor]:
+    with training(setup) as engine:
+        load_checkpoint(path, engine, verify=False)
+        return full_state(engine)
+
+
+@pytest.mark.parametrize("damage", [_flipped_weight, _missing_checksums])
+def test_verification_can_be_turned_off(saved, copied, damage):
+    damage(copied)
+    state = run(2, _load_unverified, Setup(2), copied.parent)[0]
+    differing = [name for name, tensor in saved[1].items() if not torch.equal(state[name], tensor)]
+    assert len(differing) == (1 if damage is _flipped_weight else 0)
 
 
 def _save_on_a_full_disk(setup: Setup, folder: Path, full_rank: int, num_bytes: int) -> tuple[str, Path | None]:

@@ -13,9 +13,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from megamesh.checkpoint.files import open_files
 from megamesh.checkpoint.folder import find_latest
 from megamesh.checkpoint.load import load_checkpoint
-from megamesh.checkpoint.reader import check_files, read_parts, read_weights, weight_shapes
+from megamesh.checkpoint.reader import read_parts, read_weights, weight_shapes
 from megamesh.checkpoint.save import own_boxes
 from megamesh.checkpoint.together import on_every_rank
 from megamesh.engine.engine import TrainingEngine
@@ -83,7 +84,7 @@ def test_every_element_is_written_once_and_padding_never(written, writer):
     state = ranks[0][0]
     path = find_latest(folder)
     assert path is not None
-    stored = check_files(path).state_dict_metadata
+    stored = open_files(path)[0].state_dict_metadata
     assert stored.keys() == state.keys()
     assert weight_shapes(path)["embedding.weight"] == weight_shapes(path)["head.weight"] == (VOCAB, 32)
     for key, record in stored.items():

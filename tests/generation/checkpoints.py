@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
+from megamesh.checkpoint.files import ChunkWriter
 from megamesh.checkpoint.meta import CheckpointMeta, RunState
 from megamesh.config.sections import SECTIONS, ModelConfig, RecursionConfig, RunConfig, TokenizerConfig
 from megamesh.model.transformer import Transformer
@@ -27,6 +28,6 @@ def write_checkpoint(
     meta = CheckpointMeta(RunState(step, step * 8, 1234), step, config, {}, {})
     (folder / "meta.json").write_text(meta.to_json())
     weights = {f"fp32.{name}": parameter.detach() for name, parameter in module.named_parameters()}
-    dcp.save(weights, storage_writer=dcp.FileSystemWriter(folder), no_dist=True)
+    save_tensors(weights, storage_writer=ChunkWriter(folder), no_dist=True)
     (save / "latest").write_text(f"{folder.name}\n")
     return folder

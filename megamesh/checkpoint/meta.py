@@ -5,6 +5,7 @@ global_step1000/
     __0_0.distcp …       one file per rank: fp32.<name>, exp_avg.<name>, exp_avg_sq.<name>
     meta.json            this module
     configs/*.yml        the YAML files that the run was started with
+    checksums.json       of everything above
 """
 
 import json
@@ -22,7 +23,7 @@ CONFIGS_FOLDER = "configs"
 
 @dataclass(frozen=True)
 class RunState:
-    """Where a run stands. Everything random is keyed by `seed` and by sample indices, so there are no streams to keep."""
+    """Where a run stands. Dropout is keyed by `seed` and sample indices, so there are no streams to keep."""
 
     step: int  # optimizer steps done, skipped ones counted
     consumed_samples: int

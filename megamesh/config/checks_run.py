@@ -132,15 +132,22 @@ def extra_saves_are_steps(given: Given) -> Iterator[str]:
         yield f"{given.show('extra_save_iters')} holds a negative step; steps start at 0"
 
 
-@rule("finetune", "no_load_optim", "load", "save")
+@rule("finetune", "no_load_optim", "no_load_rng", "load", "save")
 def loading_has_a_source(given: Given) -> Iterator[str]:
     checkpoint = given.run.checkpoint
     if checkpoint.finetune and checkpoint.load is None:
         yield f"{given.show('finetune')} needs load, the folder of the weights to start from"
     if checkpoint.finetune and checkpoint.load is not None and checkpoint.load == checkpoint.save:
         yield f"{given.show('load')} and save are one folder, so that a restart with finetune would begin again; use another save"
-    if checkpoint.no_load_optim and checkpoint.load is None and checkpoint.save is None:
-        yield f"{given.show('no_load_optim')} has no effect without load; add load or remove it"
+    for key in ("no_load_optim", "no_load_rng"):
+        if getattr(checkpoint, key) and checkpoint.load is None and checkpoint.save is None:
+            yield f"{given.show(key)} has no effect without load; add load or remove it"
+
+
+@rule("async_save", "save")
+def asynchronous_saves_go_somewhere(given: Given) -> Iterator[str]:
+    if given.run.checkpoint.async_save and given.run.checkpoint.save is None:
+        yield f"{given.show('async_save')} has no effect without save; add save or remove it"
 
 
 RUN_RULES: tuple[Rule, ...] = (
@@ -159,4 +166,5 @@ RUN_RULES: tuple[Rule, ...] = (
     log_scale_grows,
     extra_saves_are_steps,
     loading_has_a_source,
+    asynchronous_saves_go_somewhere,
 )

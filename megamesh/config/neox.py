@@ -29,7 +29,7 @@ IGNORED_BY_REASON: dict[str, str] = {
         partition_activations use_cpu_initialization lazy_mpu_init output_layer_parallelism
         is_pipe_parallel distributed_backend deepspeed deepscale deepscale_config dump_state fp32_allreduce world_size
         local_rank rank global_num_gpus iteration do_train do_valid do_test save_iters config_files git_hash user_script
-        checkpoint_validation_with_forward_pass no_load_rng no_save_rng use_shared_fs sparse_attention sparsity_config""",
+        checkpoint_validation_with_forward_pass no_save_rng use_shared_fs sparse_attention sparsity_config""",
     "data files are always memory-mapped .bin/.idx pairs": "data_impl mmap_warmup short_seq_prob allow_chopped",
     "the schedule is a function of the step": "use_checkpoint_lr_scheduler",
     "log_interval decides what is printed": """

@@ -386,8 +386,19 @@ class CheckpointConfig(Section):
     keep_last_n_checkpoints: int | None = Field(
         None, ge=1, description="Delete all but the newest n. Default: keep all."
     )
+    async_save: bool = Field(
+        False,
+        description="Write checkpoints while training goes on: it stops for a copy to host memory (12 bytes per parameter of a process).",
+    )
+    verify_checkpoint: bool = Field(
+        True, description="Compare all that is loaded with the checksums of its checkpoint."
+    )
     finetune: bool = Field(False, description="Read only the weights, and start at step 0.")
     no_load_optim: bool = Field(False, description="Do not read the optimizer's moments.")
+    no_load_rng: bool = Field(
+        False,
+        description="Draw dropout from this run's seed. Default: from the seed of the checkpoint, also where seed is another now.",
+    )
 
 
 class LogConfig(Section):

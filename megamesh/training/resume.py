@@ -3,6 +3,8 @@
 save/latest exists ──▶ continue this run            (the same command, typed again)
 else load/latest   ──▶ continue (no_load_optim: without its moments), or with finetune take the weights only and start at step 0
 else               ──▶ start at step 0
+
+A checkpoint of step 0 (a conversion, say) has weights only, and no schedule to agree with.
 """
 
 import logging
@@ -52,7 +54,7 @@ def find_start(config: RunConfig, batch: ResolvedBatch, train_iters: int) -> Sta
         return Start(beginning)
     meta = read_meta(path)
     check_architecture(meta.config, config, path)
-    if checkpoint.finetune and not is_own:
+    if (checkpoint.finetune and not is_own) or meta.state.step == 0:
         log.info("weights of %s; starting at step 0", path)
         return Start(beginning, path)
     check_schedule(meta.config, config.optimizer, train_iters, path)
@@ -64,13 +66,17 @@ def find_start(config: RunConfig, batch: ResolvedBatch, train_iters: int) -> Sta
     log.info("continuing from %s at step %d, sample %d", path, meta.state.step, meta.state.consumed_samples)
     # A run that began without another run's moments has its own by now.
     with_moments = not checkpoint.no_load_optim or (is_own and checkpoint.load not in (None, checkpoint.save))
-    return Start(replace(meta.state, seed=config.training.seed), path, with_moments)
+    seed = config.training.seed if checkpoint.no_load_rng else meta.state.seed
+    return Start(replace(meta.state, seed=seed), path, with_moments)
 
 
-def load_start(engine: TrainingEngine, start: Start) -> None:
+def load_start(engine: TrainingEngine, start: Start, *, verify: bool) -> None:
     """Read the checkpoint that the run begins with, if any, into the engine. A collective; raises CheckpointError."""
-    if start.path is not None:  # a run that starts at step 0 has no moments, whoever's weights it takes
-        load_checkpoint(start.path, engine, weights_only=start.state.step == 0, load_optimizer=start.load_optimizer)
+    if start.path is None:
+        return
+    # A run that starts at step 0 has no moments, whoever's weights it takes.
+    weights_only = start.state.step == 0
+    load_checkpoint(start.path, engine, weights_only=weights_only, load_optimizer=start.load_optimizer, verify=verify)
 
 
 def choose_checkpoint(config: CheckpointConfig) -> tuple[Path | None, bool]:

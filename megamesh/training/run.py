@@ -86,7 +86,7 @@ def prepare(loaded: LoadedConfig, device: torch.device, signals: SignalHook) -> 
     data = rank_zero_first(partial(_datasets, config, batch, num_samples, vocab_size))
     engine = build_engine(config, mesh, batch, train_iters, vocab_size, padded_vocab_size, device)
     _say_what_is_trained(engine, config, padded_vocab_size)
-    load_start(engine, start)
+    load_start(engine, start, verify=config.checkpoint.verify_checkpoint)
     hooks = _hooks(
         loaded, signals, data, mesh, batch, train_iters, _throughput(config, batch, padded_vocab_size, device)
     )
@@ -104,7 +104,6 @@ def prepare(loaded: LoadedConfig, device: torch.device, signals: SignalHook) -> 
         hooks,
         train_iters=train_iters,
         sequence_length=config.model.sequence_length,
-        seed=config.training.seed,
     )
 
 

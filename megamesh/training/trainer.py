@@ -4,7 +4,8 @@
 
     on_start      of every hook, once, after a checkpoint was loaded
     after_step    of every hook, in order, once per optimizer step
-    on_end        of every hook, once, also after a signal, not after an error
+    on_end        of every hook, once, also after a signal
+    on_error      of every hook, once, in place of on_end where an error ended training; other ranks may have stopped anywhere
     on_metrics    of every hook, when a hook that measures calls trainer.publish(Metrics): others show, it measures
 
 The run's whole state is the engine's (weights, moments, step count) and RunState; both are in every checkpoint. Before each
@@ -48,6 +49,8 @@ class Hook:
 
     def on_end(self, trainer: "Trainer") -> None: ...
 
+    def on_error(self) -> None: ...
+
 
 class Trainer:
     """Owns the loop. Hooks read its attributes; a hook that wants to end the run sets `stop_reason`."""
@@ -63,16 +66,23 @@ class Trainer:
         *,
         train_iters: int,
         sequence_length: int,
-        seed: int,
     ):
         self.engine, self.mesh, self.batches, self.batch = engine, mesh, batches, batch
-        self.state, self.hooks, self.train_iters, self.seed = state, hooks, train_iters, seed
+        self.state, self.hooks, self.train_iters = state, hooks, train_iters
         self.sequence_length = sequence_length
         self.stop_reason: str | None = None
         self.step_seconds = 0.0
 
     def train(self) -> None:
         """Run to train_iters, or until a hook sets `stop_reason` or raises."""
+        try:
+            self._train()
+        except BaseException:
+            for hook in self.hooks:
+                hook.on_error()
+            raise
+
+    def _train(self) -> None:
         for hook in self.hooks:
             hook.on_start(self)
         while self.state.step < self.train_iters and self.stop_reason is None:
@@ -102,6 +112,6 @@ class Trainer:
         micro, dp = self.batch.micro_batch_size, self.mesh.size("dp")
         first_sample = self.state.consumed_samples + self.mesh.rank("dp") * micro
         for batch in islice(self.batches, self.batch.gradient_accumulation_steps):
-            seed_micro_batch(self.seed, first_sample)
+            seed_micro_batch(self.state.seed, first_sample)
             yield batch.to(self.engine.device).inputs()
             first_sample += micro * dp

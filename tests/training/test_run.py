@@ -201,6 +201,19 @@ def test_a_run_from_another_runs_weights_continues_as_itself(folder: Path, how: 
     assert min(losses(folder / "straight")) == (1 if how == "finetune" else 5)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_dropout_goes_on_with_the_seed_of_the_checkpoint_unless_told_otherwise(folder: Path, dropout: float) -> None:
+    """With another seed the samples are others, too: alike in both runs."""
+    run(1, train_here, write_config(folder, "first", train_iters=3, lr_decay_iters=6, hidden_dropout=dropout))
+    for name, again in (("kept", False), ("anew", True)):
+        keys = dict(load=str(folder / "first"), seed=99, no_load_rng=again, hidden_dropout=dropout)
+        run(1, train_here, write_config(folder, name, train_iters=6, lr_decay_iters=6, **keys))
+        assert read_meta(folder / name).state.seed == (99 if again else 1234)
+    kept, anew = losses(folder / "kept"), losses(folder / "anew")
+    assert kept.keys() == anew.keys() == {4, 5, 6}
+    assert (kept == anew) == (dropout == 0)
+
+
 def test_train_epochs_reads_every_token_once(folder: Path) -> None:
     config = write_config(
         folder, train_iters=None, train_epochs=1, train_batch_size=8, train_micro_batch_size_per_gpu=None

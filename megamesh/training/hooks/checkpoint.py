@@ -2,51 +2,78 @@
 
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
+from megamesh.checkpoint.background import BackgroundSaver, Saved
 from megamesh.checkpoint.folder import find_latest
-from megamesh.checkpoint.save import save_checkpoint
+from megamesh.checkpoint.save import Target, take, write
 from megamesh.config.sections import CheckpointConfig
 from megamesh.engine.engine import StepResult
+from megamesh.errors import CheckpointError
 from megamesh.training.trainer import Hook, Trainer
 
 log = logging.getLogger(__name__)
 
 
 class CheckpointHook(Hook):
-    """Saves at the steps that the configuration names, at the end, and after a signal."""
+    """Saves at the steps that the configuration names, at the end, and after a signal; with async_save while training goes on.
 
-    def __init__(self, config: CheckpointConfig, run_config: dict[str, object], sources: dict[str, str]):
+    A save that fails ends the run with CheckpointError: at once, or with async_save after the step during which it failed.
+    """
+
+    def __init__(self, config: CheckpointConfig, run_config: Mapping[str, object], sources: Mapping[str, str]):
         assert config.save is not None, "a run without a save folder has no checkpoint hook"
-        self.config, self.folder = config, Path(config.save)
-        self.run_config, self.sources = run_config, sources
+        self.config, self.run_config = config, run_config
+        self.target = Target(Path(config.save), sources, config.keep_last_n_checkpoints)
+        self._background = BackgroundSaver(self.target) if config.async_save else None
         self._saved_step = -1
 
     def on_start(self, trainer: Trainer) -> None:
         self._saved_step = trainer.state.step
-        if trainer.state.step == 0 and 0 in self.config.extra_save_iters and find_latest(self.folder) is None:
+        if trainer.state.step == 0 and 0 in self.config.extra_save_iters and find_latest(self.target.folder) is None:
             self._save(trainer)
 
     def after_step(self, trainer: Trainer, result: StepResult) -> None:
+        if self._background is not None:
+            _tell(self._background.poll())
         if is_due(trainer.state.step, self.config):
             self._save(trainer)
 
     def on_end(self, trainer: Trainer) -> None:
         if self._saved_step != trainer.state.step:
             self._save(trainer)
+        self._finish()
+
+    def on_error(self) -> None:
+        try:
+            self._finish()
+        except CheckpointError as error:
+            log.error("%s", error)
 
     def _save(self, trainer: Trainer) -> None:
-        started = time.perf_counter()
-        path = save_checkpoint(
-            self.folder,
-            trainer.engine,
-            trainer.state,
-            config=self.run_config,
-            sources=self.sources,
-            keep_last=self.config.keep_last_n_checkpoints,
-        )
+        self._finish()
         self._saved_step = trainer.state.step
+        snapshot = take(trainer.engine, trainer.state, self.run_config)
+        if self._background is not None:
+            self._background.start(snapshot)
+            return
+        started = time.perf_counter()
+        path = write(self.target, snapshot)
         log.info("saved %s in %.1f s", path, time.perf_counter() - started)
+
+    def _finish(self) -> None:
+        """Wait for the save in progress, if there is one."""
+        if self._background is not None:
+            _tell(self._background.wait())
+
+
+def _tell(saved: Saved | None) -> None:
+    if saved is not None:
+        log.info(
+            "saved %s in %.1f s, %.2f s of which training waited",
+            saved.path, saved.total_seconds, saved.blocking_seconds,
+        )  # fmt: skip
 
 
 def is_due(step: int, config: CheckpointConfig) -> bool:

@@ -1,0 +1,106 @@
+"""kill -9 at random moments, again and again: the curve of the whole run is that of an undisturbed one, bit for bit."""
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import socket
+import time
+from pathlib import Path
+
+from megamesh.checkpoint.folder import find_latest
+from tests.distributed import run
+from tests.training.test_run import assert_same_run, train_here
+from tests.training.tiny import write_config, write_corpus
+
+NUM_KILLS, NUM_STEPS = 20, 84
+MOMENTS = random.Random(5)
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["megamesh.training.run", "tests.training.tiny", "torch._dynamo", "pytest"])
+
+
+def _train(config: Path, rank: int, world_size: int, port: int) -> None:
+    """What tools/train.py does in a process that a launcher started."""
+    from megamesh.config.load import load_config
+    from megamesh.training.run import run as run_training
+
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
+    }  # fmt: skip
+    import torch
+
+    torch.set_num_threads(1)
+    run_training(load_config([config]))
+
+
+def _start(config: Path, world_size: int) -> list[multiprocessing.Process]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = [_context.Process(target=_train, args=(config, rank, world_size, port)) for rank in range(world_size)]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def _rows(folder: Path) -> list[tuple[str, int, float]]:
+    """(kind, step, loss) of all whole lines of metrics.jsonl."""
+    file = folder / "metrics.jsonl"
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    rows = [json.loads(line) for line in lines if line.endswith("\n")]
+    return [(row["kind"], row["step"], row["loss"]) for row in rows]
+
+
+def _last_step(folder: Path) -> int:
+    return max((step for _, step, _ in _rows(folder)), default=0)
+
+
+def _is_saving(folder: Path) -> bool:
+    return any(folder.glob(".saving-*"))
+
+
+def test_a_run_killed_20_times_at_random_is_the_undisturbed_one(tmp_path):
+    """Two processes that save beside training at every third step; all of them die, or one, whom the other follows.
+
+    Every other kill waits for a save to begin.
+    """
+    write_corpus(tmp_path / "corpus")
+    keys = dict(
+        train_iters=NUM_STEPS, checkpoint_factor=3, keep_last_n_checkpoints=2, async_save=True, eval_interval=10
+    )
+    straight, killed = write_config(tmp_path, "straight", **keys), write_config(tmp_path, "killed", **keys)
+    run(2, train_here, straight)
+    expected = set(_rows(tmp_path / "straight"))
+    folder, seen, interrupted = tmp_path / "killed", set(), 0
+    for kill in range(1, NUM_KILLS + 1):
+        processes = _start(killed, 2)
+        goal = kill * (NUM_STEPS - 4) // NUM_KILLS
+        while _last_step(folder) < goal and all(process.is_alive() for process in processes):
+            time.sleep(0.002)
+        while kill % 2 and not _is_saving(folder) and all(process.is_alive() for process in processes):
+            time.sleep(0.0005)
+        time.sleep(MOMENTS.uniform(0, 0.01 if kill % 2 else 0.08))
+        for process in MOMENTS.choice([processes, processes[:1], processes[1:]]):
+            os.kill(process.pid, signal.SIGKILL)
+        for process in processes:
+            process.join(60)
+        codes = [process.exitcode for process in processes]
+        assert -signal.SIGKILL in codes and set(codes) <= {-signal.SIGKILL, 1}, codes
+        rows = _rows(folder)
+        assert set(rows) <= expected, f"after kill {kill}: {sorted(set(rows) - expected)}"
+        seen |= set(rows)
+        interrupted += _is_saving(folder)
+        find_latest(folder)  # raises where it names anything but a whole checkpoint
+    assert interrupted > 0, "some kills strike while a checkpoint is being written"
+    for process in _start(killed, 2):
+        process.join(120)
+        assert process.exitcode == 0
+    assert_same_run(tmp_path / "straight", folder)
+    assert set(_rows(folder)) == expected >= seen
+    left = {path.name for path in folder.iterdir()}
+    assert left == {f"global_step{NUM_STEPS - 3}", f"global_step{NUM_STEPS}", "latest", "metrics.jsonl"}
+    shutil.rmtree(folder)

@@ -3,17 +3,20 @@
 benchmark.py train      compares models in turn
 benchmark.py comm       counts what tensor and pipeline ranks say to each other
 benchmark.py pipeline   compares idle time with the simulator's
+benchmark.py checkpoint saves and loads
 """
 
 import argparse
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megamesh.arguments import from_one, read_overrides
 from megamesh.command import run_command
 from megamesh.config.batch import model_ranks
+from megamesh.errors import ConfigError
 from megamesh.training.tables import aligned
 
 if TYPE_CHECKING:
@@ -52,6 +55,18 @@ examples
 Idle is the share of all ranks' time, between the first start and the last end of a step, in which no forward or backward runs. The
 simulator replays the order that the ranks run, with the sleeping times or the measured means of every stage. The optimizer is left out."""
 
+CHECKPOINT_EXAMPLES = """\
+examples
+  the quickstart's model with a vocabulary of 65,536 on two processes, into the working directory
+      python tools/benchmark.py checkpoint examples/quickstart/common.yml examples/quickstart/mesh.yml --set vocab_size=65536 \\
+          --set vocab_file=null --processes 2
+  where a cluster's checkpoints go
+      python tools/benchmark.py checkpoint examples/configs/410m-4+8R2+4-mesh.yml --folder /shared/runs
+
+Ways take turns within every round. GB/s are of all ranks' masters and moments, flushed to the disk; loads mostly come from memory that
+has just been written. "training waits" is the median of what a run stands still; "MiB beside" is what the fullest process's resident set
+grew by (for an asynchronous save beside the copy, which stays from save to save)."""
+
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -74,7 +89,13 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         epilog=PIPELINE_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    for command in (train, comm, pipeline):
+    checkpoint = commands.add_parser(
+        "checkpoint",
+        help="seconds, GB/s and memory of saving and loading",
+        epilog=CHECKPOINT_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for command in (train, comm, pipeline, checkpoint):
         command.add_argument(
             "configs", nargs="+", metavar="FILE.yml", help="configuration files, read as one; no data is needed"
         )
@@ -104,6 +125,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     train.add_argument("--steps", type=from_one, default=5, help="optimizer steps per round (default: 5)")
     train.add_argument("--rounds", type=from_one, default=5, help="rounds (default: 5)")
     train.add_argument("--warmup", type=from_one, default=2, help="steps before the first round (default: 2)")
+    checkpoint.add_argument("--processes", type=from_one, help="processes (default: as many as hold one copy)")
+    checkpoint.add_argument("--rounds", type=from_one, default=5, help="rounds (default: 5)")
+    checkpoint.add_argument("--folder", type=Path, default=Path(), help="existing folder to write into (default: here)")
+    checkpoint.set_defaults(against=[])
     args = parser.parse_args(arguments)
     args.overrides = read_overrides(parser, args.set)
     return args
@@ -173,6 +198,29 @@ def pipeline_table(args: argparse.Namespace) -> str:
     return aligned([header, *map(row, reports)])
 
 
+def checkpoint_table(args: argparse.Namespace) -> str:
+    from megamesh.training.checkpoint_speed import WayReport, measure_checkpoints
+
+    if not args.folder.is_dir():
+        raise ConfigError(f"--folder {args.folder} is not a folder; name one that exists")
+    (candidate,) = candidates_of(args)
+    reports = measure_checkpoints(candidate, args.processes, args.rounds, args.folder)
+
+    def row(report: WayReport) -> tuple[str, ...]:
+        seconds = sorted(report.seconds)
+        return (
+            report.way,
+            f"{seconds[0]:.2f} / {seconds[len(seconds) // 2]:.2f} / {seconds[-1]:.2f}",
+            f"{report.bytes_per_second / 1e9:.2f}",
+            f"{report.waiting_seconds:.2f}",
+            f"{report.extra_bytes / 2**20:,.0f}",
+        )
+
+    header = ("", "seconds: min / median / max", "GB/s", "training waits, s", "MiB beside")
+    title = f"{candidate.name}, {reports[0].state_bytes / 2**20:,.0f} MiB of masters and moments"
+    return f"{title}\n{aligned([header, *map(row, reports)])}"
+
+
 def train_table(args: argparse.Namespace) -> str:
     from megamesh.training.benchmark import Measurement, benchmark
 
@@ -215,8 +263,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parse_arguments(arguments)
     # Leaving in order ends the processes that it has started.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    tables = {"train": train_table, "comm": comm_tables, "pipeline": pipeline_table}[args.command]
-    return run_command(lambda: print(tables(args)))
+    tables = {"train": train_table, "comm": comm_tables, "pipeline": pipeline_table, "checkpoint": checkpoint_table}
+    return run_command(lambda: print(tables[args.command](args)))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     checksums.json ──▶ bytes of a chunk, as they were? ──torch.load──▶ the part of it that is wanted        (ChunkReader)
 
 The result is an ordinary folder of torch.distributed.checkpoint, which stock tools read; checksums.json is MegaMesh's own addition.
-Beside what is saved or loaded, one chunk (at most MAX_CHUNK_BYTES as saved by MegaMesh) is in memory, twice.
+Beside what is saved or loaded, one chunk (at most MAX_CHUNK_BYTES as saved by MegaMesh) is in memory, when loading twice.
 tests/checkpoint/test_files.py fails when upstream moves any of this.
 """
 
@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
@@ -105,17 +106,20 @@ class ChunkWriter(FileSystemWriter):
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         name = f"{plan.storage_data.prefix}0{DEFAULT_SUFFIX}"
         results: list[WriteResult] = []
+        stream: _CheckedStream | None = None
         try:
             with (Path(self.path) / name).open("wb") as file:
                 for item in plan.items:
-                    content = _serialised(planner.resolve_data(item))
-                    info = _StorageInfo(name, file.tell(), len(content))
-                    file.write(content)
-                    results.append(_CheckedResult(item.index, len(content), info, zlib.crc32(content)))
+                    stream, offset = _CheckedStream(file), file.tell()
+                    torch.save(_own_storage(planner.resolve_data(item)), cast(BinaryIO, stream))
+                    length = file.tell() - offset
+                    info = _StorageInfo(name, offset, length)
+                    results.append(_CheckedResult(item.index, length, info, stream.crc32))
                 file.flush()
                 os.fsync(file.fileno())
-        except OSError as error:
-            raise CheckpointError(f"could not write {self.path}: {error}; {SPACE_MEND}") from None
+        except (OSError, RuntimeError) as error:
+            reason = (stream and stream.error) or error  # torch.save hides why writing failed
+            raise CheckpointError(f"could not write {self.path}: {reason}; {SPACE_MEND}") from None
         done: Future[list[WriteResult]] = Future()
         done.set_result(results)
         return done
@@ -135,12 +139,26 @@ class ChunkWriter(FileSystemWriter):
             raise CheckpointError(f"could not write {path}: {error}; {SPACE_MEND}") from None
 
 
-def _serialised(tensor: Tensor | io.BytesIO) -> memoryview:
+class _CheckedStream(io.RawIOBase):
+    """Passes on what is written to a file, adds up its checksum, and remembers what went wrong."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.crc32 = file, 0
+        self.error: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        self.crc32 = zlib.crc32(content, self.crc32)
+        try:
+            return self.file.write(content)
+        except OSError as error:
+            self.error = error
+            raise
+
+
+def _own_storage(tensor: Tensor | io.BytesIO) -> Tensor:
+    """The tensor on the CPU, as one that torch.save does not save together with all that it is a view of."""
     assert isinstance(tensor, Tensor), "boxes are tensors"
-    # A view would be saved with the whole tensor that it is a view of.
-    buffer = io.BytesIO()
-    torch.save(tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format), buffer)
-    return buffer.getbuffer()
+    return torch.from_numpy(tensor.detach().cpu().contiguous().numpy())
 
 
 class ChunkReader(FileSystemReader):

@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_any
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
@@ -231,6 +232,13 @@ class TimedEngine:
     def peak_bytes(self) -> int:
         """The most memory that this process has held."""
         return own_peak_bytes(self.device)
+
+    def checkpoints(self, folder: str, num_rounds: int) -> tuple[list[Any], int]:
+        """See megamesh.training.checkpoint_speed."""
+        from megamesh.training.checkpoint_speed import time_checkpoints
+
+        self.steps(1)
+        return time_checkpoints(self.engine, Path(folder), num_rounds)
 
     def communication(self) -> tuple[Communication, int]:
         """What one optimizer step says over tensor and pipeline axis, and the bytes of one micro-batch's highway on this rank."""

@@ -17,6 +17,7 @@ from megamesh.training.benchmark import Measurement, benchmark
 from megamesh.training.benchmark_processes import CandidateProcesses, make_candidate
 from megamesh.training.benchmark_processes import _serve as serve
 from megamesh.training.bubble import BubbleReport, measure_bubble
+from megamesh.training.checkpoint_speed import measure_checkpoints
 from tests.training.tiny import write_config
 from tools.benchmark import main
 
@@ -100,6 +101,20 @@ def test_the_table_has_a_row_per_model(tmp_path: Path, capsys) -> None:
     assert header.split()[:2] == ["model", "parameters"]
     assert [row.split("  ")[0] for row in rows] == ["1+1R2+1 mesh", "1+1R2+1 base", "transformers GPTNeoX"]
     assert rows[0].split()[2:3] == ["43,262"]
+
+
+def test_checkpoints_are_timed_and_nothing_is_left(tmp_path: Path) -> None:
+    """Every way of saving and loading has its rounds; all ranks' masters and moments are counted, once."""
+    config = load_config([write_config(tmp_path)]).run
+    before = sorted(tmp_path.iterdir())
+    reports = measure_checkpoints(make_candidate("config", config, 64), 2, 2, tmp_path)
+    assert sorted(tmp_path.iterdir()) == before
+    assert [report.way.split(",")[0] for report in reports] == ["save", "save", "save", "load", "load"]
+    for report in reports:
+        assert report.state_bytes == 43_262 * 12
+        assert len(report.seconds) == 2 and min(report.seconds) > 0
+    beside = reports[1]
+    assert 0 < beside.waiting_seconds < min(beside.seconds)
 
 
 @pytest.fixture(scope="module")

@@ -31,12 +31,32 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from megamesh.checkpoint.folder import COMPLETE_MARK, write_text
+from megamesh.checkpoint.folder import COMPLETE_MARK, LATEST, complete_checkpoints, write_text
 from megamesh.errors import CheckpointError
 
 CHECKSUMS_FILE = "checksums.json"
 SPACE_MEND = "the previous checkpoint is untouched; free space there or set `save` to another folder"
-OTHER_MEND = "load another checkpoint of the run by its global_stepN folder"
+
+
+class DamageError(CheckpointError):
+    """Part of a checkpoint is not as it was saved: `damage` says what, the message also what to do about it."""
+
+    def __init__(self, damage: str, mend: str):
+        super().__init__(damage, mend)
+        self.damage = damage
+
+    def __str__(self) -> str:
+        return "; ".join(self.args)
+
+
+def damaged(path: Path, damage: str) -> DamageError:
+    """The error for a damaged checkpoint, which tells how to go on from another one of the run."""
+    others = [other.name for other in complete_checkpoints(path.parent) if other != path]
+    if not others:
+        return DamageError(damage, "there is no other checkpoint beside it")
+    return DamageError(
+        damage, f"to go on from another one ({', '.join(others[-3:])}), write its name into {path.parent / LATEST}"
+    )
 
 
 @dataclass
@@ -54,13 +74,11 @@ class Checksums:
             values = json.loads(file.read_text(encoding="utf-8"))
             return cls(values["chunks"], values["files"])
         except FileNotFoundError:
-            raise CheckpointError(
-                f"{file} is missing, so nothing can be verified; {OTHER_MEND}, or train with verify_checkpoint: false"
+            raise damaged(
+                path, f"{file} is missing, so nothing can be verified (verify_checkpoint: false trains without)"
             ) from None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"{file} is damaged ({error}); {OTHER_MEND}, or train with verify_checkpoint: false"
-            ) from None
+            raise damaged(path, f"{file} is damaged ({error}; verify_checkpoint: false trains without)") from None
 
     def write(self, path: Path) -> None:
         write_text(path / CHECKSUMS_FILE, json.dumps(asdict(self), indent=1, sort_keys=True) + "\n")
@@ -69,25 +87,23 @@ class Checksums:
         """Raise CheckpointError where a chunk is not what was written; `what` says what it holds."""
         expected = self.chunks.get(name, {}).get(str(offset))
         if expected is None:
-            raise CheckpointError(f"{path / CHECKSUMS_FILE} knows no checksum of {what} in {name}; {OTHER_MEND}")
+            raise damaged(path, f"{path / CHECKSUMS_FILE} knows no checksum of {what} in {name}")
         if zlib.crc32(content) != expected:
-            raise CheckpointError(
-                f"{path / name} is damaged: {what} has another checksum than when saved; {OTHER_MEND}"
-            )
+            raise damaged(path, f"{path / name} is damaged: {what} has another checksum than when saved")
 
     def check_files(self, path: Path) -> None:
         """Raise CheckpointError where a file beside the chunks is missing or not what was written."""
         for name, expected in self.files.items():
-            if file_checksum(path / name) != expected:
-                raise CheckpointError(f"{path / name} is damaged: it has changed since it was saved; {OTHER_MEND}")
+            if file_checksum(path, name) != expected:
+                raise damaged(path, f"{path / name} is damaged: it has changed since it was saved")
 
 
-def file_checksum(file: Path) -> int:
-    """CRC-32 of a small file. Raises CheckpointError where it cannot be read."""
+def file_checksum(path: Path, name: str) -> int:
+    """CRC-32 of a small file of a checkpoint. Raises CheckpointError where it cannot be read."""
     try:
-        return zlib.crc32(file.read_bytes())
+        return zlib.crc32((path / name).read_bytes())
     except OSError as error:
-        raise CheckpointError(f"{file} cannot be read: {error.strerror}; {OTHER_MEND}") from None
+        raise damaged(path, f"{path / name} cannot be read: {error.strerror}") from None
 
 
 @dataclass(frozen=True)
@@ -132,8 +148,8 @@ class ChunkWriter(FileSystemWriter):
                 assert isinstance(result, _CheckedResult), "every rank writes with ChunkWriter"
                 info = result.storage_data
                 checksums.chunks.setdefault(info.relative_path, {})[str(info.offset)] = result.crc32
-            others = [file for file in path.rglob("*") if file.is_file() and file.name not in checksums.chunks]
-            checksums.files = {str(file.relative_to(path)): file_checksum(file) for file in others}
+            others = [str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()]
+            checksums.files = {name: file_checksum(path, name) for name in others if name not in checksums.chunks}
             checksums.write(path)
         except OSError as error:
             raise CheckpointError(f"could not write {path}: {error}; {SPACE_MEND}") from None
@@ -193,13 +209,13 @@ class ChunkReader(FileSystemReader):
                 file.seek(info.offset)
                 content = file.read(info.length)
         except OSError as error:
-            raise CheckpointError(f"{path / info.relative_path} cannot be read ({error}); {OTHER_MEND}") from None
+            raise damaged(path, f"{path / info.relative_path} cannot be read ({error})") from None
         if self.checksums is not None:
             self.checksums.check_chunk(path, info.relative_path, info.offset, content, what)
         try:
             tensor: Tensor = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         except Exception as error:  # torch.load raises many kinds for damaged bytes
-            raise CheckpointError(f"{path / info.relative_path} is damaged: {what} cannot be read ({error})") from None
+            raise damaged(path, f"{path / info.relative_path} is damaged: {what} cannot be read ({error})") from None
         return tensor
 
 
@@ -224,9 +240,9 @@ def read_index(path: Path) -> Metadata:
         IndexError,
         KeyError,
     ) as error:
-        raise CheckpointError(f"{path / COMPLETE_MARK} is damaged: {error}") from None
+        raise damaged(path, f"{path / COMPLETE_MARK} is damaged: {error}") from None
     if not isinstance(metadata, Metadata) or metadata.storage_data is None:
-        raise CheckpointError(f"{path / COMPLETE_MARK} is damaged: it is not the index of a checkpoint")
+        raise damaged(path, f"{path / COMPLETE_MARK} is damaged: it is not the index of a checkpoint")
     return metadata
 
 
@@ -242,9 +258,9 @@ def open_files(path: Path, *, verify: bool = True) -> tuple[Metadata, Checksums 
     for name, num_bytes in _needed(metadata).items():
         file = path / name
         if not file.is_file():
-            raise CheckpointError(f"{file} is missing; {OTHER_MEND}")
+            raise damaged(path, f"{file} is missing")
         if file.stat().st_size < num_bytes:
-            raise CheckpointError(f"{file} is truncated: {file.stat().st_size:,} bytes of {num_bytes:,}; {OTHER_MEND}")
+            raise damaged(path, f"{file} is truncated: {file.stat().st_size:,} bytes of {num_bytes:,}")
     return metadata, checksums
 
 

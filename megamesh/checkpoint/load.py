@@ -24,7 +24,7 @@ from megamesh.engine.loss_scale import is_dynamic
 from megamesh.engine.zero_access import STATE_KEYS, StateKey
 
 log = logging.getLogger(__name__)
-MEND = "the file is damaged; load another checkpoint of the run by its global_stepN folder"
+MEND = "the checkpoint may be damaged: tools/inspect_checkpoint.py verify tells"
 
 
 def load_checkpoint(

@@ -374,7 +374,7 @@ class CheckpointConfig(Section):
     save: str | None = Field(None, description="Folder that checkpoints are written to.")
     load: str | None = Field(
         None,
-        description="Folder that the run continues from (its `latest`). Default: save, so that the same command continues.",
+        description="Run (its `latest`) or checkpoint to continue from. Default: save, so that the same command continues.",
     )
     checkpoint_factor: int | None = Field(
         None, ge=1, description="Steps between checkpoints (linear) or the growth factor of that distance (log)."

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from megamesh.checkpoint.folder import find_latest
+from megamesh.checkpoint.folder import find_latest, resolve_checkpoint
 from megamesh.checkpoint.load import load_checkpoint
 from megamesh.checkpoint.meta import CheckpointMeta, RunState
 from megamesh.checkpoint.reader import read_meta
@@ -82,18 +82,16 @@ def load_start(engine: TrainingEngine, start: Start, *, verify: bool) -> None:
 def choose_checkpoint(config: CheckpointConfig) -> tuple[Path | None, bool]:
     """The checkpoint to read, and whether this run wrote it; None to start from nothing.
 
-    Raises CheckpointError where `load` names a folder of its own that holds no checkpoint.
+    Raises CheckpointError where `load` names neither a run's folder with a checkpoint nor a checkpoint.
     """
     if config.save and (own := find_latest(Path(config.save))):
         return own, True
     if config.load is None or config.load == config.save:
         return None, False
-    found = find_latest(Path(config.load))
-    if found is None:
-        raise CheckpointError(
-            f"load={config.load}: no complete checkpoint (no `latest` file) there; correct it, or leave load out"
-        )
-    return found, False
+    try:
+        return resolve_checkpoint(config.load), False
+    except CheckpointError as error:
+        raise CheckpointError(f"load={config.load}: {error}; correct it, or leave load out") from None
 
 
 def check_architecture(saved: dict[str, Any], config: RunConfig, path: Path) -> None:

@@ -166,7 +166,7 @@ def _newer_format(path: Path) -> str:
     values = json.loads((path / "meta.json").read_text()) | {"format_version": 99}
     (path / "meta.json").write_text(json.dumps(values))
     checksums = Checksums.read(path)
-    checksums.files["meta.json"] = file_checksum(path / "meta.json")
+    checksums.files["meta.json"] = file_checksum(path, "meta.json")
     checksums.write(path)
     return "has format 99"
 

@@ -107,6 +107,28 @@ def test_a_checkpoint_continues_on_another_number_of_processes_and_zero_stage(fo
         assert all(abs(found[step] / straight[step] - 1) < 1e-5 for step in found)
 
 
+def test_a_damaged_checkpoint_is_named_and_an_older_one_continues_bit_for_bit(folder: Path) -> None:
+    """As the message says: its name goes into `latest`. Or another run loads it by its path."""
+    straight, config = write_config(folder, "straight", checkpoint_factor=5), write_config(folder, checkpoint_factor=5)
+    run(1, train_here, straight)
+    run(1, train_here, config)
+    save = folder / "run"
+    shutil.rmtree(save / "global_step20")
+    (save / "latest").write_text("global_step15\n")
+    shard = save / "global_step15/__0_0.distcp"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    (message,) = run(1, refused, config)
+    assert f"{shard} is damaged: " in message
+    assert f"(global_step5, global_step10), write its name into {save / 'latest'}" in message
+    (save / "latest").write_text("global_step10\n")
+    assert run(1, train_here, config) == [20]
+    assert_same_run(folder / "straight", save)
+    run(1, train_here, write_config(folder, "other", checkpoint_factor=5, load=str(save / "global_step10")))
+    assert {step: loss for step, loss in losses(folder / "straight").items() if step > 10} == losses(folder / "other")
+
+
 def test_sigterm_saves_and_leaves_with_status_0(folder: Path) -> None:
     config = write_config(folder, "stopped", train_iters=100_000, checkpoint_factor=None, log_interval=1, eval_iters=0)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

@@ -21,6 +21,9 @@ from megamesh.model.flops import flops_per_token
 from megamesh.training.memory import memory_per_rank, parameters_per_rank
 from megamesh.training.vocabulary import known_vocabulary_size
 
+STATE_BYTES_PER_PARAMETER = 12
+"""Of a checkpoint: master and two moments in fp32."""
+
 
 def dry_run(loaded: LoadedConfig, world_size: int | None = None) -> dict[str, Any]:
     """Everything that can be known before a run starts; raises ConfigError (batch, layout) or DataError (tokenizer).
@@ -36,9 +39,13 @@ def dry_run(loaded: LoadedConfig, world_size: int | None = None) -> dict[str, An
     counts = count_parameters(model, run.recursion, padded)
     flops = flops_per_token(model, run.recursion, padded)
     pipeline, num_parameters, memory = _per_rank(run, batch, padded)
+    resolved = {**_resolved(run, batch, vocab_size, padded), "parameters_per_rank": num_parameters}
+    if run.checkpoint.async_save:
+        saved = STATE_BYTES_PER_PARAMETER * num_parameters / batch.data_parallel_size
+        resolved["async_save_host_gib_per_process"] = round(saved / 2**30, 3)
     return {
         "settings": run.model_dump(),
-        "resolved": {**_resolved(run, batch, vocab_size, padded), "parameters_per_rank": num_parameters},
+        "resolved": resolved,
         "parameters": {"total": counts.total, "non_embedding": counts.non_embedding, **asdict(counts)},
         "flops_per_token": {"forward": flops.forward, "training": flops.training, "parts_forward": asdict(flops)},
         "batch": _batch(run, batch),

@@ -62,6 +62,7 @@ def test_counts_batch_and_tokens(tmp_path: Path) -> None:
 
 def test_tensor_parallelism_divides_a_rank_and_not_the_model(tmp_path: Path) -> None:
     keys = {"model_parallel_size": 4, "sequence_parallel": True, "train_micro_batch_size_per_gpu": 4}
+    keys |= {"async_save": True, "save": "run"}
     said, whole = report(tmp_path, world_size=8, **keys), report(tmp_path, train_micro_batch_size_per_gpu=4)
     assert said["resolved"]["ranks"] == "8 = 2 data × 4 tensor with sequence_parallel"
     assert said["batch"]["data_parallel_size"] == 2 and said["batch"]["gradient_accumulation_steps"] == 64
@@ -74,6 +75,9 @@ def test_tensor_parallelism_divides_a_rank_and_not_the_model(tmp_path: Path) -> 
     split = 16 * (3 * hidden * hidden + 3 * hidden + hidden * hidden + 2 * hidden * width + width) + 2 * 50688 * hidden
     assert said["parameters"]["total"] == replicated + split
     assert said["resolved"]["parameters_per_rank"] == replicated + split // 4
+    copied = 12 * (replicated + split // 4) / 2  # by each of two data-parallel ranks
+    assert said["resolved"]["async_save_host_gib_per_process"] == pytest.approx(copied / 2**30, abs=1e-3)
+    assert "async_save_host_gib_per_process" not in whole["resolved"]
     assert said["memory_bytes_per_rank"]["highway"] * 4 == whole["memory_bytes_per_rank"]["highway"]
 
 

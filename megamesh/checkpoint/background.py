@@ -21,6 +21,7 @@ from torch import Tensor
 
 from megamesh.checkpoint.boxes import Box
 from megamesh.checkpoint.save import Snapshot, Target, write
+from megamesh.checkpoint.together import on_every_rank
 from megamesh.errors import CheckpointError
 from megamesh.parallel.agree import largest
 
@@ -44,10 +45,11 @@ class BackgroundSaver:
         self._running: _Write | None = None
 
     def start(self, snapshot: Snapshot) -> None:
-        """Copy the snapshot and begin to write it. `wait` comes before. Raises CheckpointError where host memory is short."""
+        """Copy the snapshot and begin to write it. `wait` comes before. CheckpointError on all ranks where one's memory is short."""
         assert self._running is None, "one save at a time"
         started = time.perf_counter()
-        copied = replace(snapshot, boxes=self._on_host(snapshot.boxes))
+        boxes = on_every_rank(lambda: self._on_host(snapshot.boxes), self._group)
+        copied = replace(snapshot, boxes=boxes)
         self._running = _Write(self.target, copied, self._group, started)
         self._running.start()
 
@@ -69,7 +71,7 @@ class BackgroundSaver:
         on_gpu = any(box.values.is_cuda for box in boxes)
         try:
             for box in boxes[len(self._host) :]:
-                self._host.append(torch.empty(box.values.shape, dtype=box.values.dtype, pin_memory=on_gpu))
+                self._host.append(_host_memory(box.values, pinned=on_gpu))
         except RuntimeError as error:
             gib, reason = sum(box.values.nbytes for box in boxes) / 2**30, str(error).splitlines()[0]
             raise CheckpointError(
@@ -80,6 +82,10 @@ class BackgroundSaver:
         if on_gpu:
             torch.cuda.synchronize()
         return [replace(box, values=host) for host, box in zip(self._host, boxes, strict=True)]
+
+
+def _host_memory(like: Tensor, *, pinned: bool) -> Tensor:
+    return torch.empty(like.shape, dtype=like.dtype, pin_memory=pinned)
 
 
 class _Write(threading.Thread):

@@ -66,10 +66,15 @@ def resolve_checkpoint(path: str | Path) -> Path:
     raise CheckpointError(f"{path} holds neither `latest` nor a complete checkpoint ({COMPLETE_MARK} is missing)")
 
 
+def interrupted_saves(folder: str | Path) -> list[Path]:
+    """What killed saves have left in a run's folder: never read, and removed when the next one begins."""
+    return [*Path(folder).glob(f"{SAVING}*"), *Path(folder).glob(f"{REMOVING}*")]
+
+
 def begin(folder: Path, step: int) -> Path:
     """An empty folder to write a checkpoint into; what earlier, killed saves left is removed."""
     folder.mkdir(parents=True, exist_ok=True)
-    for stale in [*folder.glob(f"{SAVING}*"), *folder.glob(f"{REMOVING}*")]:
+    for stale in interrupted_saves(folder):
         log.warning("removing %s, left by a save that was interrupted", stale)
         shutil.rmtree(stale)
     temporary = folder / f"{SAVING}global_step{step}"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from megamesh.checkpoint.folder import find_latest, resolve_checkpoint
+from megamesh.checkpoint.folder import find_latest, interrupted_saves, resolve_checkpoint
 from megamesh.checkpoint.load import load_checkpoint
 from megamesh.checkpoint.meta import CheckpointMeta, RunState
 from megamesh.checkpoint.reader import read_meta
@@ -49,6 +49,8 @@ def find_start(config: RunConfig, batch: ResolvedBatch, train_iters: int) -> Sta
     """Look for a checkpoint and at what it says; no tensor is read. Raises CheckpointError where it does not fit the configuration."""
     beginning = RunState(step=0, consumed_samples=0, seed=config.training.seed)
     checkpoint = config.checkpoint
+    for left in interrupted_saves(checkpoint.save) if checkpoint.save else ():
+        log.warning("%s was left by a save that was interrupted: it is not read, and the next save removes it", left)
     path, is_own = choose_checkpoint(checkpoint)
     if path is None:
         return Start(beginning)

@@ -10,7 +10,7 @@ import socket
 import time
 from pathlib import Path
 
-from megamesh.checkpoint.folder import find_latest
+from megamesh.checkpoint.folder import find_latest, interrupted_saves
 from tests.distributed import run
 from tests.training.test_run import assert_same_run, train_here
 from tests.training.tiny import write_config, write_corpus
@@ -60,7 +60,7 @@ def _last_step(folder: Path) -> int:
 
 
 def _is_saving(folder: Path) -> bool:
-    return any(folder.glob(".saving-*"))
+    return bool(interrupted_saves(folder))
 
 
 def test_a_run_killed_20_times_at_random_is_the_undisturbed_one(tmp_path):

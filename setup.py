@@ -25,6 +25,7 @@ setup(
     extras_require={
         "hf": ["transformers>=5"],
         "plot": ["matplotlib"],
+        "eval": ["lm-eval[hf]>=0.4.13"],
         "dev": ["pytest", "ruff", "mypy", "import-linter", "types-PyYAML", "types-tqdm"],
     },
 )

@@ -1,8 +1,11 @@
-"""What every command-line tool does around its work: it logs, and ends a user's error in one message and status 1."""
+"""What every command-line tool does around its work: it logs, ends a user's error in one message and status 1, and writes JSON."""
 
+import json
+import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from megamesh.errors import DataError, MegaMeshError
 from megamesh.launch import read_launch
@@ -23,3 +26,18 @@ def run_command(work: Callable[[], None]) -> int:
             sys.stderr.write(f"errors:\n{text}\n" if "\n" in text else f"error: {text}\n")
         return 1
     return 0
+
+
+def json_text(values: Any) -> str:
+    """What a tool prints for --json: paths as text, and null for the numbers that JSON does not know (infinite, not a number)."""
+    return json.dumps(_plain(values), indent=2)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -31,15 +31,15 @@ class Shard:
         return self.end - self.start
 
 
-def find_inputs(values: Sequence[str]) -> list[Path]:
-    """Existing input files from command-line values, each a path or several separated by commas. Raises DataError."""
+def find_inputs(values: Sequence[str], option: str = "--input") -> list[Path]:
+    """Existing input files from an option's values, each a path or several separated by commas. Raises DataError."""
     paths = [Path(part) for value in values for part in value.split(",") if part]
     if not paths:
-        raise DataError("--input names no file")
+        raise DataError(f"{option} names no file")
     for path in paths:
         if not path.is_file():
             raise DataError(
-                f"{path}: {'is a folder' if path.is_dir() else 'does not exist'}; --input takes files separated by commas"
+                f"{path}: {'is a folder' if path.is_dir() else 'does not exist'}; {option} takes files separated by commas"
             )
         if path.suffix not in SUPPORTED:
             kinds = ", ".join(f"{suffix} ({meaning})" for suffix, meaning in SUPPORTED.items())

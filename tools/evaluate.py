@@ -1,0 +1,169 @@
+"""Measure a trained checkpoint: perplexity of texts, accuracy on multiple-choice questions.
+
+    python tools/evaluate.py --checkpoint save --text valid.jsonl
+    python tools/evaluate.py --checkpoint save/global_step1000 --text a.txt b.txt --choices questions.jsonl --json
+    torchrun --nproc-per-node 4 tools/evaluate.py --checkpoint save --text valid.jsonl
+
+--text takes .txt (one document per file) and .jsonl (one per line, under "text"). Each document is read from its beginning, the first token
+predicted from the tokenizer's BOS or end-of-document token. One that is longer than --max-length is cut into windows.
+
+  loss, token_perplexity            per token; compare only models with the same tokenizer
+  word_perplexity, byte_perplexity  per word between white space, per byte of UTF-8; compare any models on the same text
+  bits_per_byte                     the same as log2 of byte_perplexity
+
+--choices takes .jsonl with one question per line: {"context": "2 + 2 =", "choices": ["3", "4"], "answer": 1}. Every choice is appended to
+its context, --delimiter between them, and the model answers with the most likely one.
+
+  acc         share of right answers
+  acc_norm    the same where likelihood is taken per character, so that long choices are not at a disadvantage
+
+lm-eval computes the same numbers from an export (tools/convert_to_hf.py); examples/evaluation shows how.
+
+Started by torchrun, deepspeed or srun, the model is divided over all processes (tensor parallelism): use it where the weights do not fit
+into one GPU. The same numbers come out, once.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from tqdm import tqdm
+
+from megamesh.arguments import from_one
+from megamesh.checkpoint.inference import OpenCheckpoint, open_checkpoint
+from megamesh.command import json_text, run_command
+from megamesh.config.sections import ModelConfig
+from megamesh.data.text_input import cut_into_shards, find_inputs, read_shard
+from megamesh.errors import ConfigError
+from megamesh.evaluation.scores import Question, read_questions, score_choices, score_texts
+from megamesh.generation.processes import first_then_all, load_over, one_model
+from megamesh.launch import read_launch
+from megamesh.model.transformer import Transformer
+from megamesh.training.tables import aligned
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        type=Path,
+        help="a run's save folder (its latest checkpoint) or a global_stepN folder in it",
+    )
+    parser.add_argument("--text", nargs="+", metavar="FILE", help="documents to predict: .txt and .jsonl files")
+    parser.add_argument("--jsonl-keys", nargs="+", default=["text"], help="keys with text in .jsonl (default: text)")
+    parser.add_argument("--choices", nargs="+", type=Path, metavar="FILE", help="questions to answer: .jsonl files")
+    parser.add_argument("--delimiter", default=" ", help="text between a context and a choice (default: one space)")
+    parser.add_argument(
+        "--max-length",
+        type=from_one,
+        metavar="TOKENS",
+        help="most tokens that the model reads at once (default: max_position_embeddings)",
+    )
+    parser.add_argument("--batch-size", type=from_one, default=8, help="sequences that are read at once (default: 8)")
+    parser.add_argument(
+        "--dtype", choices=list(DTYPES), help="number format (default: float32 on CPU, bfloat16 on a GPU)"
+    )
+    parser.add_argument(
+        "--device",
+        help="such as cpu or cuda:0 (default: a GPU where there is one; of several processes each takes its own)",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.add_argument("--vocab-file", help="where the tokenizer's file is now, if it has moved since training")
+    parser.add_argument("--merge-file", help="the same for merges.txt of GPT2BPETokenizer")
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args(arguments)
+    if not args.text and not args.choices:
+        parser.error("nothing to measure: give --text, --choices, or both")
+    return args
+
+
+def documents(paths: Sequence[Path], keys: Sequence[str]) -> Iterator[str]:
+    """Every text of the files, with a progress bar in bytes."""
+    shards = cut_into_shards(paths, 1 << 16)
+    with _bar(sum(shard.num_bytes for shard in shards), "B", "reading texts") as bar:
+        for shard in shards:
+            for record in read_shard(shard, keys):
+                yield from record.values() if shard.path.suffix == ".jsonl" else [record[keys[0]]]
+            bar.update(shard.num_bytes)
+
+
+def asked(questions: Sequence[Question]) -> Iterator[Question]:
+    """The questions, with a progress bar."""
+    with _bar(len(questions), "", "answering") as bar:
+        for question in questions:
+            yield question
+            bar.update()
+
+
+def _bar(total: int, unit: str, what: str) -> Any:
+    silent = read_launch(os.environ).rank > 0
+    return tqdm(total=total, unit=unit or " questions", unit_scale=unit == "B", desc=what, disable=silent)
+
+
+def max_length(asked_for: int | None, model: ModelConfig) -> int:
+    """Tokens that the model reads at once. ConfigError for more than it has positions for."""
+    limit = model.max_position_embeddings
+    if asked_for is not None and asked_for > limit and model.pos_emb == "learned":
+        raise ConfigError(f"--max-length={asked_for} is more than the {limit} positions that the model has learned")
+    return asked_for or limit
+
+
+def read_inputs(args: argparse.Namespace) -> tuple[OpenCheckpoint, list[Path], list[Question]]:
+    """What there is to measure, and the checkpoint, not yet its tensors."""
+    paths = find_inputs(args.text, "--text") if args.text else []
+    questions = [question for path in args.choices or [] for question in read_questions(path)]
+    return open_checkpoint(args.checkpoint, vocab_file=args.vocab_file, merge_file=args.merge_file), paths, questions
+
+
+def measure(
+    args: argparse.Namespace, opened: OpenCheckpoint, model: Transformer, paths: list[Path], questions: list[Question]
+) -> dict[str, dict[str, float | None]]:
+    """Metrics of texts and of choices, by name."""
+    sizes = {"max_length": max_length(args.max_length, opened.run.model), "batch_size": args.batch_size}
+    results: dict[str, dict[str, float | None]] = {}
+    if paths:
+        texts = score_texts(model, opened.tokenizer, documents(paths, args.jsonl_keys), **sizes)
+        counts = ("num_documents", "num_tokens", "num_words", "num_bytes")
+        metrics = ("loss", "token_perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")
+        results["text"] = {name: getattr(texts, name) for name in (*counts, *metrics)}
+    if questions:
+        choices = score_choices(model, opened.tokenizer, asked(questions), delimiter=args.delimiter, **sizes)
+        names = ("num_questions", "acc", "acc_stderr", "acc_norm", "acc_norm_stderr")
+        results["choices"] = {name: getattr(choices, name) for name in names}
+    return results
+
+
+def as_text(value: float | None) -> str:
+    return "–" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
+
+
+def run(args: argparse.Namespace) -> None:
+    with one_model(args.device) as (mesh, device):
+        opened, paths, questions = first_then_all(lambda: read_inputs(args))
+        max_length(args.max_length, opened.run.model)
+        dtype = args.dtype or ("float32" if device.type == "cpu" else "bfloat16")
+        model = cast(Transformer, load_over(mesh, opened, device, DTYPES[dtype]))  # without a pipeline it is one
+        results = measure(args, opened, model, paths, questions)
+    if read_launch(os.environ).rank > 0:
+        return
+    if args.json:
+        print(json_text({"checkpoint": opened.path, "step": opened.step, "dtype": dtype, **results}))
+        return
+    print(f"{opened.path} (step {opened.step}), {dtype}")
+    for kind, found in results.items():
+        print(f"\n{kind}\n" + aligned([(name, as_text(value)) for name, value in found.items()], indent="  "))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return run_command(lambda: run(parse_arguments(arguments)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

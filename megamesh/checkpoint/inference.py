@@ -8,7 +8,7 @@ How the run was laid out over processes does not matter: its checkpoint is the s
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,9 +45,9 @@ class OpenCheckpoint:
     tokenizer: Tokenizer
     vocab_size: int
 
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """All parameters by name, fp32, one at a time; each call starts anew."""
-        return read_weights(self.path)
+    def weights(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+        """All parameters by name, or `names`, fp32, one at a time; each call starts anew."""
+        return read_weights(self.path, names)
 
 
 def open_checkpoint(

@@ -59,6 +59,7 @@ def read_weights(path: str | Path, names: Iterable[str] | None = None) -> Iterat
         tensor = torch.empty(shapes[key], dtype=torch.float32)
         _read_boxes(path, metadata, checksums, [Box(key, tuple(tensor.shape), (0,) * tensor.dim(), tensor)])
         yield name, tensor
+        del tensor  # before the next one is made
 
 
 @torch.no_grad()

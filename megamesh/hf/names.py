@@ -37,6 +37,7 @@ class Transform:
 
     split: Callable[[Tensor], tuple[Tensor, ...]]
     join: Callable[[Sequence[Tensor]], Tensor]
+    factor: float = 1.0  # by which every value is multiplied; beside it, values only move
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def _qkv(model: ModelConfig) -> Transform:
 
 
 def _scaled(factor: float) -> Transform:
-    return Transform(lambda tensor: (tensor * factor,), lambda parts: parts[0] / factor)
+    return Transform(lambda tensor: (tensor * factor,), lambda parts: parts[0] / factor, factor)
 
 
 def exact_architecture(model: ModelConfig, recursion: RecursionConfig) -> Architecture:
@@ -218,20 +219,50 @@ def _router_parameters(recursion: RecursionConfig) -> Iterator[tuple[str, list[s
 def export_tensors(
     table: Mapping[str, Entry], weights: Iterator[tuple[str, Tensor]], dtype: torch.dtype
 ) -> Iterator[tuple[str, Tensor]]:
-    """Our (name, tensor) stream as theirs, in `dtype`. CheckpointError for a name that the model lacks, twice has, or never gets."""
+    """Our (name, tensor) stream as theirs, in `dtype`, no more than one parameter at a time.
+
+    CheckpointError for a name that the model lacks, twice has, or never gets, and for a value that is not finite in `dtype`.
+    """
     missing = dict.fromkeys(table)
     for name, tensor in weights:
         if name not in missing:
             problem = "twice" if name in table else "but its configuration describes no such parameter"
             raise CheckpointError(f"the checkpoint holds {name} {problem}; it is damaged or of another architecture")
         del missing[name]
-        for theirs, part in zip(table[name].theirs, table[name].transform.split(tensor), strict=True):
-            yield theirs, part.to(dtype)
+        yield from _converted(table[name], tensor, dtype)
+        del tensor  # before the source makes the next one
     if missing:
         raise CheckpointError(
             f"the checkpoint lacks {len(missing)} of {len(table)} parameters, the first of them {next(iter(missing))}; "
             "it is damaged or of another architecture"
         )
+
+
+def _converted(entry: Entry, tensor: Tensor, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    _check_range(entry.name, tensor, entry.transform.factor, dtype)
+    for theirs, part in zip(entry.theirs, entry.transform.split(tensor), strict=True):
+        yield theirs, part.to(dtype)
+
+
+def _check_range(name: str, tensor: Tensor, factor: float, dtype: torch.dtype) -> None:
+    """Raise CheckpointError for a value that is not finite, or would not be in `dtype`."""
+    for extreme in torch.aminmax(tensor):
+        if not extreme.isfinite():
+            raise CheckpointError(f"{name} is not finite: it holds {extreme.item()}; export an earlier checkpoint")
+        if not (extreme * factor).to(dtype).isfinite():
+            raise CheckpointError(
+                f"{name} holds {extreme.item() * factor:g}, beyond the {torch.finfo(dtype).max:g} of "
+                f"{str(dtype).removeprefix('torch.')}; export as float32, or as bfloat16"
+            )
+
+
+def their_shapes(table: Mapping[str, Entry], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Shapes of their tensors by name, in the table's order, from those of our parameters."""
+    found: dict[str, tuple[int, ...]] = {}
+    for name, entry in table.items():
+        parts = entry.transform.split(torch.empty(shapes[name], device="meta"))
+        found |= {theirs: tuple(part.shape) for theirs, part in zip(entry.theirs, parts, strict=True)}
+    return found
 
 
 def import_tensors(table: Mapping[str, Entry], read: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
@@ -256,5 +287,11 @@ def reader_of(state: Mapping[str, Tensor]) -> Callable[[str], Tensor]:
 
 
 def as_exported(entry: Entry, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Our tensor in fp32 with the rounding that its export in `dtype` undergoes."""
-    return entry.transform.join([part.to(dtype).float() for part in entry.transform.split(tensor)])
+    """Our tensor in fp32 with the rounding that its export in `dtype` undergoes.
+
+    It does not go through `split`, so that a model with these weights shows what `split` does wrong.
+    """
+    factor = entry.transform.factor
+    if factor == 1:
+        return tensor.to(dtype).float()
+    return (tensor * factor).to(dtype).float() / factor

@@ -7,7 +7,8 @@
 End-of-document id: `<|endoftext|>` where the vocabulary has it (as GPT-NeoX does); else the eos_token that a tokenizer_config.json beside
 tokenizer.json declares; else `</s>`, `<eos>` or `<|end_of_text|>`. A file with none of these is refused.
 A post-processor in tokenizer.json applies, as it does in GPT-NeoX and transformers (one that prepends a BOS prepends it here too).
-In the text, the name of a special token encodes as that token, except with characters, where it is spelled out.
+In the text, the name of a special token encodes as that token, except with characters, where it is spelled out, and where a
+tokenizer_config.json beside tokenizer.json asks for that (split_special_tokens, as our exports do where the source spells out).
 """
 
 import json
@@ -89,8 +90,10 @@ def load_hf(path: Path) -> BackendTokenizer:
         backend = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception for anything it cannot parse
         raise DataError(f"{path}: not a tokenizer.json of the tokenizers library ({error})") from error
-    declared = _declared_specials(path.parent / "tokenizer_config.json")
-    special = {role: token for role, token in declared.items() if backend.token_to_id(token) is not None}
+    declared = _tokenizer_config(path.parent / "tokenizer_config.json")
+    special = {
+        role: token for role, token in _special_tokens(declared).items() if backend.token_to_id(token) is not None
+    }
     candidates = (END_OF_TEXT, special.get("eos_token"), *EOS_NAMES)
     for token in candidates:
         if token is not None and backend.token_to_id(token) is not None:
@@ -98,7 +101,8 @@ def load_hf(path: Path) -> BackendTokenizer:
             break
     if "pad_token" not in special:
         special.update([("pad_token", name) for name in PAD_NAMES if backend.token_to_id(name) is not None][:1])
-    return BackendTokenizer(backend, f"HFTokenizer {path}", special)
+    spell_out = declared.get("split_special_tokens") is True
+    return BackendTokenizer(backend, f"HFTokenizer {path}", special, spell_out_specials=spell_out)
 
 
 def load_gpt2_bpe(vocab: Path, merges: Path) -> BackendTokenizer:
@@ -148,17 +152,22 @@ def _largest_id(backend: Tokenizer) -> int:
     return max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
 
 
-def _declared_specials(path: Path) -> dict[str, str]:
-    """eos_token, bos_token and pad_token of a tokenizer_config.json; empty where there is none."""
+def _tokenizer_config(path: Path) -> dict[str, Any]:
+    """A tokenizer_config.json; empty where there is none."""
     if not path.is_file():
         return {}
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"{path}: not JSON ({error}); repair or remove it") from error
+    return config if isinstance(config, dict) else {}
+
+
+def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
+    """eos_token, bos_token, pad_token and unk_token of a tokenizer_config.json."""
     found = {}
     for role in ("eos_token", "bos_token", "pad_token", "unk_token"):
-        token = config.get(role) if isinstance(config, dict) else None
+        token = config.get(role)
         if isinstance(token, dict):
             token = token.get("content")
         if isinstance(token, str):

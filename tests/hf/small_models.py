@@ -1,14 +1,15 @@
 """Small models with weights that matter (nothing at 0 or 1), a tokenizer of characters, and exports of both."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM
 
 from megamesh.config.sections import ModelConfig, RecursionConfig, TokenizerConfig, TrainingConfig
-from megamesh.hf.export import ModelSource, export_model
+from megamesh.hf.export import export_model
+from megamesh.hf.source import ModelSource
 from megamesh.model.build import build_model
 from megamesh.model.transformer import Transformer
 from megamesh.tokenizer import Tokenizer, build_tokenizer
@@ -64,8 +65,9 @@ def build(model: ModelConfig, recursion: RecursionConfig = MESH) -> Transformer:
 
 
 def source(module: Transformer, recursion: RecursionConfig = MESH) -> ModelSource:
-    def weights() -> Iterator[tuple[str, torch.Tensor]]:
-        return ((name, parameter.detach()) for name, parameter in module.named_parameters())
+    def weights(names: Iterable[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+        parameters = dict(module.named_parameters())
+        return ((name, parameters[name].detach()) for name in (parameters if names is None else names))
 
     return ModelSource(module.config, recursion, module.head.vocab_size, weights)
 

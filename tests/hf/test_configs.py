@@ -5,8 +5,8 @@ import json
 import pytest
 
 from megamesh.config.sections import RecursionConfig
-from megamesh.errors import ConfigError
-from megamesh.hf.configs import SpecialTokens, from_hf_config, to_hf_config
+from megamesh.hf.configs import SpecialTokens, to_hf_config
+from megamesh.hf.imported_config import from_hf_config
 from megamesh.hf.names import exact_architecture
 from tests.hf.small_models import MESH, PLAIN, llama_config, model_config
 
@@ -99,19 +99,3 @@ def test_ids_of_special_tokens_are_written_also_where_there_are_none() -> None:
         )
         written = json.loads(config.to_json_string())
         assert written["eos_token_id"] == 7 and written["bos_token_id"] is None
-
-
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [
-        ({"model_type": "bert"}, "bert"),
-        ({"hidden_act": "gelu_new"}, "gelu_new"),
-        ({"head_dim": 16}, "head_dim=16"),
-        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, "linear"),
-    ],
-)
-def test_models_that_ours_cannot_compute_are_refused(change: dict, text: str) -> None:
-    model = llama_config()
-    config = to_hf_config("llama", model, PLAIN, 64, SpecialTokens(), "float32").to_dict()
-    with pytest.raises(ConfigError, match=text):
-        from_hf_config(config | change)

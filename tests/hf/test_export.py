@@ -1,7 +1,11 @@
 """An export is there whole and proven, or not at all."""
 
 import json
+import resource
 import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -10,7 +14,8 @@ from transformers import AutoTokenizer
 
 from megamesh.errors import CheckpointError, ConfigError
 from megamesh.hf import export as export_module
-from megamesh.hf.export import ModelSource, export_model
+from megamesh.hf.export import export_model
+from megamesh.hf.source import ModelSource
 from megamesh.hf.weights import parse_size
 from tests.hf.small_models import (
     KNOWN,
@@ -23,6 +28,7 @@ from tests.hf.small_models import (
     model_config,
     source,
     tokenizer,
+    tokenizer_file,
     tokens,
 )
 
@@ -76,8 +82,8 @@ def test_ids_that_the_tokenizer_does_not_know_are_named_and_suppressed(tmp_path)
 
 def test_the_report_says_how_close_the_logits_are(tmp_path) -> None:
     report = export_model(source(build(model_config())), tokenizer(tmp_path), tmp_path / "export")
-    assert report.class_name == "MegaMeshForCausalLM" and report.max_logit > 1
-    assert 0 <= report.max_difference < 1e-4
+    assert report.class_name == "MegaMeshForCausalLM" and report.agreement.max_logit > 1
+    assert 0 <= report.agreement.max_difference < 1e-4
 
 
 def test_large_weights_are_sharded_and_load_the_same(tmp_path) -> None:
@@ -124,12 +130,12 @@ def test_a_wrong_export_is_found_out(tmp_path, monkeypatch) -> None:
         )
 
     monkeypatch.setattr(export_module, "export_tensors", off_by_a_thousandth)
-    with pytest.raises(CheckpointError, match="differ from ours"):
+    with pytest.raises(CheckpointError, match="those of transformers differ"):
         export(build(model_config()), tmp_path)
     assert left_over(tmp_path) == []
 
     monkeypatch.setattr(export_module, "export_tensors", lambda *args: list(real(*args))[:-1])
-    with pytest.raises(CheckpointError, match="only in part"):
+    with pytest.raises(CheckpointError, match=r"never written, the first of them lm_head\.weight"):
         export(build(model_config()), tmp_path)
     assert left_over(tmp_path) == []
 
@@ -147,12 +153,33 @@ def test_weights_that_are_not_the_models_are_refused(tmp_path) -> None:
     assert left_over(tmp_path) == []
 
 
-def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch) -> None:
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
+@contextmanager
+def limited_files(num_bytes: int) -> Iterator[None]:
+    """No file can grow beyond a size, as on a full disk."""
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, unlimited[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+        signal.signal(signal.SIGXFSZ, handler)
 
-    monkeypatch.setattr(shutil, "copyfile", full)
-    with pytest.raises(CheckpointError, match="No space left"):
+
+@pytest.mark.parametrize("num_bytes", [1000, 50_000], ids=["small files", "weights"])
+def test_a_disk_that_takes_no_more_leaves_nothing(num_bytes: int, tmp_path) -> None:
+    ours = build(model_config())
+    tokenizer_file(tmp_path)
+    with limited_files(num_bytes), pytest.raises(CheckpointError, match="could not be written"):
+        export(ours, tmp_path)
+    assert left_over(tmp_path) == []
+
+
+def test_weights_that_cannot_fit_are_refused_before_any_is_written(tmp_path, monkeypatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    monkeypatch.setattr(export_module, "ShardWriter", None)
+    with pytest.raises(CheckpointError, match="GB are free there"):
         export(build(model_config()), tmp_path)
     assert left_over(tmp_path) == []
 

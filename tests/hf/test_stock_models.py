@@ -2,39 +2,17 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from megamesh.errors import CheckpointError
-from megamesh.hf.configs import from_hf_config
+from megamesh.hf.imported_config import from_hf_config
 from megamesh.hf.names import import_tensors, names_table, reader_of
 from megamesh.hf.pretrained import read_pretrained_config, read_pretrained_weights
-from megamesh.hf.weights import PretrainedWeights
+from megamesh.hf.tensor_files import PretrainedWeights
 from megamesh.model.build import empty_model
 from megamesh.model.transformer import Transformer
-from tests.hf.small_models import KNOWN, PLAIN, build, export, llama_config, load, model_config, scramble, tokens
-
-SIZES = dict(vocab_size=KNOWN, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, max_position_embeddings=64)
-
-
-def stock_model(name: str):
-    if name == "llama":
-        config = LlamaConfig(
-            **SIZES,
-            intermediate_size=48,
-            num_key_value_heads=2,
-            rms_norm_eps=1e-5,
-            rope_parameters={"rope_type": "default", "rope_theta": 5e3},
-        )
-        module = LlamaForCausalLM(config)
-    else:
-        rope = {"rope_type": "default", "rope_theta": 5e3, "partial_rotary_factor": 0.25}
-        config = GPTNeoXConfig(
-            **SIZES, intermediate_size=96, use_parallel_residual=name == "neox-parallel", layer_norm_eps=1e-4, rope_parameters=rope,
-            tie_word_embeddings=name == "neox-tied",
-        )  # fmt: skip
-        module = GPTNeoXForCausalLM(config)
-    scramble(module)
-    return module.eval()
+from tests.hf.small_models import PLAIN, build, export, llama_config, load, model_config, tokens
+from tests.hf.stock_models import STOCK, stock_model
 
 
 def import_state(module) -> tuple[Transformer, dict[str, torch.Tensor]]:
@@ -48,7 +26,7 @@ def import_state(module) -> tuple[Transformer, dict[str, torch.Tensor]]:
     return ours, dict(ours.named_parameters())
 
 
-@pytest.mark.parametrize("name", ["neox-parallel", "neox-sequential", "neox-tied", "llama"])
+@pytest.mark.parametrize("name", STOCK)
 def test_stock_models_give_the_same_logits_in_ours_and_return_unchanged(name: str, tmp_path) -> None:
     theirs = stock_model(name)
     ours, weights = import_state(theirs)
@@ -88,8 +66,8 @@ def test_dropout_falls_where_gpt_neox_drops(parallel: bool, tmp_path) -> None:
 
 def test_the_untied_head_of_gpt_neox_is_called_embed_out_on_disk(tmp_path) -> None:
     export(build(model_config(), PLAIN), tmp_path, PLAIN)
-    with PretrainedWeights(tmp_path / "export") as weights:
-        assert "embed_out.weight" in weights and "lm_head.weight" not in weights
+    weights = PretrainedWeights(tmp_path / "export")
+    assert "embed_out.weight" in weights and "lm_head.weight" not in weights
 
 
 def test_transformers_own_folders_are_read(tmp_path) -> None:

@@ -13,7 +13,8 @@ from megamesh.checkpoint.save import save_checkpoint
 from megamesh.config.batch import ResolvedBatch
 from megamesh.config.sections import ModelConfig, OptimizerConfig, PrecisionConfig, RecursionConfig, TrainingConfig
 from megamesh.engine.engine import TrainingEngine
-from megamesh.hf.export import ModelSource, export_model
+from megamesh.hf.export import export_model
+from megamesh.hf.source import checkpoint_source
 from megamesh.model.build import build_model
 from megamesh.parallel.mesh import ProcessMesh
 from megamesh.parallel.tensor import TensorParallel
@@ -74,8 +75,7 @@ def test_the_export_gives_the_logits_of_the_live_model(name: str, tmp_path) -> N
     tokenizer_file(tmp_path)
     ranks = run(2, _train_and_save, tmp_path, *CASES[name], 1 if name == "mesh" else 0)
     opened = open_checkpoint(tmp_path / "save")
-    source = ModelSource(opened.run.model, opened.run.recursion, opened.vocab_size, opened.weights)
-    report = export_model(source, opened.tokenizer, tmp_path / "export")
+    report = export_model(checkpoint_source(opened), opened.tokenizer, tmp_path / "export")
     theirs = load(report.output)
     with torch.no_grad():
         logits = theirs(tokens()).logits

@@ -1,5 +1,7 @@
 """tools/convert_to_hf.py: from a checkpoint folder to a model that transformers loads."""
 
+import re
+
 import pytest
 import torch
 
@@ -22,11 +24,24 @@ def convert(tmp_path, *options: str, checkpoint: str = "save") -> int:
 def test_a_checkpoint_becomes_a_model_with_the_same_logits(ours, tmp_path, capsys) -> None:
     assert convert(tmp_path, "--max-shard-size", "50KB") == 0
     said = capsys.readouterr().out
-    assert "largest difference" in said and "MegaMeshForCausalLM" in said and "step 10" in said
+    assert "logits of the whole model agree" in said and "MegaMeshForCausalLM" in said and "step 10" in said
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| steps | 10 |" in card and "| tokens seen | 5,120 (80 sequences of 64) |" in card
     with torch.no_grad():
         torch.testing.assert_close(load(tmp_path / "out")(tokens()).logits, ours.logits(tokens()), rtol=1e-5, atol=1e-5)
     assert convert(tmp_path) == 1
     assert "exists" in capsys.readouterr().err
+
+
+def test_a_sample_of_layers_is_compared_where_that_is_asked_for(ours, tmp_path, capsys) -> None:
+    assert convert(tmp_path, "--dtype", "float16", "--check", "layers") == 0
+    said = capsys.readouterr()
+    assert "logits of a sample (prelude.0 core.0 coda.0) agree" in said.out
+    stated = re.search(r"at most (.*) MB of tensors are in memory", said.err)
+    assert stated and f"at most {stated[1]} MB of tensors were stated" in said.out
+    assert "writing: 100%" in said.err and "reading back: 100%" in said.err
+    half = load(tmp_path / "out", dtype="auto")
+    assert torch.equal(half.lm_head.weight, ours.head.weight.half())
 
 
 @pytest.mark.parametrize(

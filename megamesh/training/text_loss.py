@@ -1,0 +1,81 @@
+"""The loss of a model on plain text, without an engine: what a tool says of a checkpoint.
+
+    files ──read──▶ documents ──tokenizer──▶ one stream, an end-of-document id after each ──cut──▶ windows ──model──▶ mean loss
+
+Windows are those of training: length + 1 tokens, the next one beginning with the last token of the one before, so that every token but the
+first is predicted once. The last window may be shorter; its padding does not count. The mean is over tokens, and does not depend on how
+windows are batched.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from megamesh.data.batch import Batch, make_batch
+from megamesh.data.text_input import SUPPORTED, cut_into_shards, read_shard
+from megamesh.errors import DataError
+from megamesh.model.transformer import Transformer
+from megamesh.tokenizer import Tokenizer
+
+BATCH_SIZE = 4
+_WHOLE_FILE = 1 << 62
+
+
+@dataclass(frozen=True)
+class TextLoss:
+    """Mean cross entropy in nats per token, and over how many tokens."""
+
+    loss: float
+    num_tokens: int
+
+
+def read_windows(paths: Sequence[Path], tokenizer: Tokenizer, length: int, most: int | None = None) -> list[list[int]]:
+    """The first `most` windows (all) of up to length + 1 token ids. DataError for files that cannot be read or hold no text."""
+    windows, left = [], list[int]()
+    for tokens in _documents(paths, tokenizer):
+        left += tokens
+        while len(left) > length + 1:  # a token beyond the window: what is left is at least two, enough to predict one
+            windows.append(left[: length + 1])
+            left = left[length:]
+            if len(windows) == most:
+                return windows
+    if len(left) > 1:
+        windows.append(left)
+    if not windows:
+        raise DataError(f"{', '.join(map(str, paths))}: no text to take a loss of; name a file with some")
+    return windows
+
+
+def _documents(paths: Sequence[Path], tokenizer: Tokenizer) -> Iterator[list[int]]:
+    for path in paths:
+        if path.suffix not in SUPPORTED or not path.is_file():
+            kinds = ", ".join(f"{suffix} ({meaning})" for suffix, meaning in SUPPORTED.items())
+            raise DataError(f"--text={path} is not a file that can be read; name one of {kinds}")
+    for shard in cut_into_shards(paths, _WHOLE_FILE):
+        for record in read_shard(shard, ("text",)):
+            if record["text"]:
+                yield [*tokenizer.encode(record["text"]), tokenizer.eod_id]
+
+
+@torch.no_grad()
+def text_loss(model: Transformer, windows: Sequence[Sequence[int]]) -> TextLoss:
+    """The mean loss over windows of token ids; a loss that is not finite stays so."""
+    total, num_tokens, remaining = 0.0, 0, iter(windows)
+    while group := list(islice(remaining, BATCH_SIZE)):
+        count = sum(len(window) - 1 for window in group)
+        total += float(model(*_padded(group).to(model.device).inputs())) * count
+        num_tokens += count
+    return TextLoss(total / num_tokens, num_tokens)
+
+
+def _padded(windows: Sequence[Sequence[int]]) -> Batch:
+    """Windows as rows of the longest one's length; what is added comes last, where no token sees it, and does not count."""
+    longest = max(map(len, windows))
+    batch = make_batch([np.pad(np.asarray(window), (0, longest - len(window))) for window in windows])
+    for row, window in zip(batch.loss_mask_BS, windows, strict=True):
+        row[len(window) - 1 :] = 0.0
+    return batch

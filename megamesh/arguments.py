@@ -1,4 +1,4 @@
-"""What the command lines of several tools have in common: `--set KEY=VALUE`, numbers from 1 up, pictures to write."""
+"""What the command lines of several tools have in common: `--set`, a checkpoint and its tokenizer, numbers from 1 up, pictures."""
 
 import argparse
 from collections.abc import Sequence
@@ -16,6 +16,22 @@ def read_overrides(parser: argparse.ArgumentParser, settings: Sequence[str]) -> 
         return dict(map(parse_override, settings))
     except ValueError as error:
         parser.error(f"--set {error}")
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """--checkpoint, a path."""
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        type=Path,
+        help="a run's save folder (its latest checkpoint) or a global_stepN folder in it",
+    )
+
+
+def add_moved_tokenizer(parser: argparse.ArgumentParser) -> None:
+    """--vocab-file and --merge-file, for a checkpoint's tokenizer."""
+    parser.add_argument("--vocab-file", help="where the tokenizer's file is now, if it has moved since training")
+    parser.add_argument("--merge-file", help="the same for merges.txt of GPT2BPETokenizer")
 
 
 def from_one(text: str) -> int:

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from megamesh.arguments import add_checkpoint, add_moved_tokenizer
 from megamesh.checkpoint.inference import open_checkpoint
 from megamesh.command import run_command
 from megamesh.hf.export import DTYPES, ExportReport, export_model
@@ -32,12 +33,7 @@ from megamesh.hf.weights import parse_size
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--checkpoint",
-        required=True,
-        type=Path,
-        help="a run's save folder (its latest checkpoint) or a global_stepN folder in it",
-    )
+    add_checkpoint(parser)
     parser.add_argument("--output", required=True, type=Path, help="folder to write; must not exist")
     parser.add_argument(
         "--dtype",
@@ -56,8 +52,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="logits: compare the whole model. layers: compare a model of a few of its layers, with all loops and routers. "
         "auto: logits where memory is enough, else layers (default)",
     )
-    parser.add_argument("--vocab-file", help="where the tokenizer's file is now, if it has moved since training")
-    parser.add_argument("--merge-file", help="the same for merges.txt of GPT2BPETokenizer")
+    add_moved_tokenizer(parser)
     return parser.parse_args(arguments)
 
 

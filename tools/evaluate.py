@@ -33,7 +33,7 @@ from typing import Any, cast
 import torch
 from tqdm import tqdm
 
-from megamesh.arguments import from_one
+from megamesh.arguments import add_checkpoint, add_moved_tokenizer, from_one
 from megamesh.checkpoint.inference import OpenCheckpoint, open_checkpoint
 from megamesh.command import json_text, run_command
 from megamesh.config.sections import ModelConfig
@@ -50,12 +50,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--checkpoint",
-        required=True,
-        type=Path,
-        help="a run's save folder (its latest checkpoint) or a global_stepN folder in it",
-    )
+    add_checkpoint(parser)
     parser.add_argument("--text", nargs="+", metavar="FILE", help="documents to predict: .txt and .jsonl files")
     parser.add_argument("--jsonl-keys", nargs="+", default=["text"], help="keys with text in .jsonl (default: text)")
     parser.add_argument("--choices", nargs="+", type=Path, metavar="FILE", help="questions to answer: .jsonl files")
@@ -75,8 +70,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="such as cpu or cuda:0 (default: a GPU where there is one; of several processes each takes its own)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-    parser.add_argument("--vocab-file", help="where the tokenizer's file is now, if it has moved since training")
-    parser.add_argument("--merge-file", help="the same for merges.txt of GPT2BPETokenizer")
+    add_moved_tokenizer(parser)
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if not args.text and not args.choices:

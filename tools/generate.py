@@ -25,6 +25,7 @@ from pathlib import Path
 
 import torch
 
+from megamesh.arguments import add_checkpoint, add_moved_tokenizer
 from megamesh.checkpoint.inference import OpenCheckpoint, open_checkpoint
 from megamesh.command import run_command
 from megamesh.errors import ConfigError, DataError, MegaMeshError
@@ -40,12 +41,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--checkpoint",
-        required=True,
-        type=Path,
-        help="a run's save folder (its latest checkpoint) or a global_stepN folder in it",
-    )
+    add_checkpoint(parser)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", action="append", help="text to continue; may be given several times")
     source.add_argument("--input-file", type=Path, help="prompts: .txt, one per line, or .jsonl with a text key")
@@ -82,8 +78,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="P",
         help="of several processes, how many to cut the layers over; they work in turn (default: 1)",
     )
-    parser.add_argument("--vocab-file", help="where the tokenizer's file is now, if it has moved since training")
-    parser.add_argument("--merge-file", help="the same for merges.txt of GPT2BPETokenizer")
+    add_moved_tokenizer(parser)
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 

@@ -44,7 +44,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from megamesh.arguments import from_one
+from megamesh.arguments import add_checkpoint, add_moved_tokenizer, from_one
 from megamesh.command import run_command
 from megamesh.errors import ConfigError
 
@@ -55,12 +55,7 @@ RECURSION_KEYS = (
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--checkpoint",
-        required=True,
-        type=Path,
-        help="the source: a run's save folder (its latest checkpoint) or a global_stepN folder in it",
-    )
+    add_checkpoint(parser)
     parser.add_argument("--output", required=True, type=Path, help="folder of the new checkpoint; must hold none")
     parser.add_argument("--recursion", required=True, metavar="LAYERS", help="such as 4+8R2+4, or 4+8+8+4")
     parser.add_argument(
@@ -98,8 +93,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="windows of the model's sequence length to read of it (default: 64)",
     )
     loss.add_argument("--device", help="such as cpu or cuda:0 (default: a GPU where there is one)")
-    parser.add_argument("--vocab-file", help="where the tokenizer's file is now, if it has moved since training")
-    parser.add_argument("--merge-file", help="the same for merges.txt of GPT2BPETokenizer")
+    add_moved_tokenizer(parser)
     return parser.parse_args(arguments)
 
 
@@ -107,8 +101,8 @@ def run(args: argparse.Namespace) -> None:
     # Imported late, so that --help comes at once.
     from megamesh.checkpoint.inference import open_checkpoint
     from megamesh.checkpoint.meta import CONFIGS_FOLDER
+    from megamesh.evaluation.text_loss import read_windows
     from megamesh.generation.processes import one_model
-    from megamesh.training.text_loss import read_windows
     from megamesh.training.upcycle import CONFIG_NAME, losses, plan_upcycling, write_upcycled
     from megamesh.training.upcycle_report import describe_losses, describe_seeds, describe_sizes, describe_start
 

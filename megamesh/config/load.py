@@ -10,6 +10,7 @@ read, and no process group is needed.
 
 import difflib
 import logging
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,17 @@ def load_config(
     if run.model.gated and run.model.intermediate_size is None:
         log.info("intermediate_size is not given: the gated MLP is %d wide; GPT-NeoX builds half", run.model.mlp_width)
     return LoadedConfig(run, flat.texts, ignored, flat.places, missing)
+
+
+def load_text(text: str, name: str, *, for_training: bool = True) -> LoadedConfig:
+    """The same of one file's text, as if it were in a file of this name."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        path.write_text(text, encoding="utf-8")
+        try:
+            return load_config([path], for_training=for_training)
+        except ConfigError as error:
+            raise ConfigError([problem.replace(f"{folder}/", "") for problem in error.problems]) from error
 
 
 def _rename(flat: FlatKeys) -> None:

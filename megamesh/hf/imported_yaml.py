@@ -1,16 +1,15 @@
 """The YAML file of an imported model: what it is, where its tokenizer and weights are, and how to go on with it.
 
-    ImportedConfig + tokenizer ──▶ YAML text ──load_config, as for training──▶ LoadedConfig: what the checkpoint keeps
+    ImportedConfig + tokenizer ──▶ YAML text ──load_text, as for training──▶ LoadedConfig: what the checkpoint keeps
 
 So what is written is known to load, and a run that reads the file has the architecture that the checkpoint says it has.
 """
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megamesh.config.load import LoadedConfig, load_config
+from megamesh.config.load import LoadedConfig, load_text
 from megamesh.config.sections import ModelConfig, RecursionConfig, Section, TokenizerConfig
 from megamesh.config.yaml_files import yaml_text
 from megamesh.errors import ConfigError
@@ -47,14 +46,10 @@ class Origin:
 def imported_config(imported: ImportedConfig, tokenizer: TokenizerConfig, origin: Origin) -> LoadedConfig:
     """The run's configuration and its YAML text. ConfigError for a model that breaks a rule of ours."""
     text = _text(imported, tokenizer, origin)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / YAML_NAME
-        path.write_text(text, encoding="utf-8")
-        try:
-            loaded = load_config([path], for_training=False)
-        except ConfigError as error:
-            problems = [problem.replace(f"{folder}/", "") for problem in error.problems]
-            raise ConfigError([f"{origin.source}: {problem}" for problem in problems]) from error
+    try:
+        loaded = load_text(text, YAML_NAME, for_training=False)
+    except ConfigError as error:
+        raise ConfigError([f"{origin.source}: {problem}" for problem in error.problems]) from error
     assert loaded.run.model == imported.model, "the file says what config.json says"
     assert loaded.run.recursion == imported.recursion, "the file says what config.json says"
     return loaded

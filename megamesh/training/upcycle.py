@@ -2,14 +2,13 @@
 
     source checkpoint ──its layers, one tensor at a time──▶ mean of those behind each block ─┐
     recursion, scheme ──▶ Seeds (model/recursion/upcycle.py), router starts (plain_start.py) ─┴▶ output/global_step0, weights only
-    source's configuration, other layers ──▶ upcycled.yml ──config.load──▶ the configuration inside, checked
+    source's configuration, other layers ──▶ upcycled.yml ──load_text──▶ the configuration inside, checked
 
 Contract: embeddings, norms, head and every block that stands for one layer are the source's bit for bit; means are taken in float64 and
 rounded once. Beside one tensor of the result (in float64 where it is a mean), one of the source is in memory.
 """
 
 import logging
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,15 +21,15 @@ from megamesh.checkpoint.folder import find_latest
 from megamesh.checkpoint.inference import OpenCheckpoint, load_model
 from megamesh.checkpoint.reader import read_weights
 from megamesh.checkpoint.weights import save_weights
-from megamesh.config.load import LoadedConfig, load_config
+from megamesh.config.load import LoadedConfig, load_text
 from megamesh.config.recursion import parse_recursion, parse_scheme
 from megamesh.config.sections import SECTIONS, RecursionConfig, RunConfig
 from megamesh.config.yaml_files import yaml_text
 from megamesh.errors import CheckpointError, ConfigError
+from megamesh.evaluation.text_loss import TextLoss, text_loss
 from megamesh.model.counts import ParameterCounts, count_parameters, parameter_shapes
 from megamesh.model.recursion.plain_start import bias_for, plain_start
 from megamesh.model.recursion.upcycle import Seeds, choose_seeds
-from megamesh.training.text_loss import TextLoss, text_loss
 
 log = logging.getLogger(__name__)
 CONFIG_NAME = "upcycled.yml"
@@ -89,13 +88,7 @@ def plan_upcycling(
     values = _run_keys(source.run) | {"num_layers": layout.compute_depth} | _recursion_keys(recursion)
     values |= {key: value for key, value in tokenizer.items() if value} | {"load": str(output.absolute())}
     text = _yaml(values, source, core_from)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / CONFIG_NAME
-        path.write_text(text, encoding="utf-8")
-        try:
-            loaded = load_config([path], for_training=False)
-        except ConfigError as error:
-            raise ConfigError([problem.replace(f"{folder}/", "") for problem in error.problems]) from error
+    loaded = load_text(text, CONFIG_NAME, for_training=False)
     return Upcycling(source, seeds, loaded)
 
 

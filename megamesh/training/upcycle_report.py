@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from megamesh.config.recursion import parse_scheme
 from megamesh.evaluation.perplexity import perplexity
+from megamesh.evaluation.text_loss import TextLoss
 from megamesh.model.recursion.plain_start import deviation, unchosen_weight
 from megamesh.model.recursion.upcycle import Seeds
 from megamesh.training.tables import aligned
-from megamesh.training.text_loss import TextLoss
 from megamesh.training.upcycle import Upcycling
 
 

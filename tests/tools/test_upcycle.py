@@ -8,7 +8,7 @@ import torch
 
 from megamesh.checkpoint.inference import load_for_inference, open_checkpoint
 from megamesh.config.load import load_config
-from megamesh.training.text_loss import read_windows, text_loss
+from megamesh.evaluation.text_loss import read_windows, text_loss
 from tests.generation.checkpoints import write_checkpoint
 from tests.hf.small_models import MESH, PLAIN, build, load, model_config, tokenizer, tokenizer_file, tokens
 from tools.convert_to_hf import main as convert

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from megamesh.errors import DataError
-from megamesh.training.text_loss import read_windows, text_loss
+from megamesh.evaluation.text_loss import read_windows, text_loss
 from tests.hf.small_models import PLAIN, build, model_config, tokenizer
 
 LENGTH = 16

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from megamesh.checkpoint.reader import read_weights
 from megamesh.config.sections import RecursionConfig, TrainingConfig
 from megamesh.kernels.highway import highway_read
 from megamesh.model.build import build_model
@@ -74,3 +75,17 @@ def test_a_run_over_nccl_learns_and_continues(tmp_path: Path, stage: int, precis
     straight, halves = losses(tmp_path / "straight"), losses(tmp_path / "halves")
     assert straight[20] < 0.9 * straight[1]
     assert all(abs(halves[step] / straight[step] - 1) < 1e-3 for step in straight)
+
+
+def test_a_save_beside_training_copies_from_the_gpu_before_the_next_step(tmp_path: Path) -> None:
+    """Half way's weights are those of a run that ends there, and not of the steps that went on while they were written."""
+    write_corpus(tmp_path / "corpus")
+    keys = dict(precision="bfloat16", lr_decay_iters=20, checkpoint_factor=10)
+    launch(write_config(tmp_path, "beside", async_save=True, **keys), CUDA_VISIBLE_DEVICES="0")
+    launch(write_config(tmp_path, "half", train_iters=10, **keys), CUDA_VISIBLE_DEVICES="0")
+    beside, half, end = (
+        dict(read_weights(tmp_path / path)) for path in ("beside/global_step10", "half", "beside/global_step20")
+    )
+    for name, expected in half.items():
+        moved = (end[name] - expected).norm()
+        assert (beside[name] - expected).norm() <= 1e-3 * (expected.norm() + moved), name

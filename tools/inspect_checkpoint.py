@@ -15,7 +15,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from megamesh.checkpoint.inspection import (
 )
 from megamesh.checkpoint.meta import CheckpointMeta
 from megamesh.checkpoint.reader import read_meta
-from megamesh.checkpoint.verification import Problem, num_stored_bytes, verify_checkpoint, verify_latest
+from megamesh.checkpoint.verification import Problem, num_stored_bytes, verify_checkpoint, verify_folder
 from megamesh.command import json_text, run_command
 from megamesh.errors import CheckpointError
 from megamesh.training.tables import aligned
@@ -117,7 +117,11 @@ def folder_text(path: Path, folder: RunFolder) -> str:
     """A run's saves, one a line."""
     rows = []
     for save in folder.saves:
-        note = "complete" if save.complete else "not complete: interrupted, or being written or removed right now"
+        hidden = save.path.name.startswith(".")
+        broken = (
+            "not complete: interrupted, or being written or removed right now" if hidden else "damaged: it has no index"
+        )
+        note = "complete" if save.complete else broken
         rows.append(
             (save.path.name, size_text(save.num_bytes), note + (", latest" if save.path == folder.latest else ""))
         )
@@ -177,7 +181,7 @@ def verify_all(args: argparse.Namespace) -> int:
         if not complete:
             raise CheckpointError(f"{path} holds no complete checkpoint to verify")
         checkpoints += complete
-        if problems := verify_latest(folder):
+        if problems := verify_folder(folder):
             found[path] = problems
     total = sum(map(num_stored_bytes, checkpoints))
     started = time.monotonic()
@@ -215,13 +219,16 @@ def compare(args: argparse.Namespace) -> int:
     with progress(total, "comparing") as bar:
         tensors = compare_tensors(a, b, kinds=kinds, pattern=args.filter, on_read=bar.update)
     keys, yamls = config_differences(metas[0].config, metas[1].config), yaml_differences(*paths)
+    facts = config_differences(*(asdict(replace(meta, config={})) for meta in metas))
     if args.json:
         values = {"a": paths[0], "b": paths[1], "bit_identical": tensors.all_identical, **asdict(tensors)}
-        print(json_text(values | {"config": keys, "yaml": yamls}))
+        print(json_text(values | {"meta": facts, "config": keys, "yaml": yamls}))
         return 0 if tensors.all_identical else 1
     for name, path, meta in zip("AB", paths, metas, strict=True):
         print(f"{name}  {path}: step {meta.state.step:,}, {meta.state.consumed_samples:,} samples")
     print(f"\n{comparison_text(tensors, args.top)}")
+    for key, (in_a, in_b) in facts.items():
+        print(f"{key}: {in_a!r} in A, {in_b!r} in B")
     for key, (in_a, in_b) in keys.items():
         print(f"config {key}: {in_a!r} in A, {in_b!r} in B")
     for name, lines in yamls.items():

@@ -50,12 +50,13 @@ class BackgroundSaver:
         started = time.perf_counter()
         boxes = on_every_rank(lambda: self._on_host(snapshot.boxes), self._group)
         copied = replace(snapshot, boxes=boxes)
-        self._running = _Write(self.target, copied, self._group, started)
-        self._running.start()
+        save = _Write(self.target, copied, self._group, started)
+        save.start()
+        self._running = save
 
     def poll(self) -> Saved | None:
         """The save in progress, if it has ended on every rank by now. Raises CheckpointError where it failed."""
-        if self._running is None or largest(self._running.is_alive(), torch.device("cpu")):
+        if self._running is None or largest(int(self._running.is_alive()), torch.device("cpu")):
             return None
         return self.wait()
 

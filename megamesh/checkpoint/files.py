@@ -11,7 +11,6 @@ tests/checkpoint/test_files.py fails when upstream moves any of this.
 import io
 import json
 import os
-import pickle
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -31,7 +30,8 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from megamesh.checkpoint.folder import COMPLETE_MARK, LATEST, complete_checkpoints, write_text
+from megamesh.checkpoint.folder import COMPLETE_MARK, LATEST, earlier_checkpoints, write_text
+from megamesh.checkpoint.meta import META_FILE
 from megamesh.errors import CheckpointError
 
 CHECKSUMS_FILE = "checksums.json"
@@ -50,12 +50,12 @@ class DamageError(CheckpointError):
 
 
 def damaged(path: Path, damage: str) -> DamageError:
-    """The error for a damaged checkpoint, which tells how to go on from another one of the run."""
-    others = [other.name for other in complete_checkpoints(path.parent) if other != path]
+    """The error for a damaged checkpoint, which tells how to go on from an earlier one of the run."""
+    others = [other.name for other in earlier_checkpoints(path)]
     if not others:
-        return DamageError(damage, "there is no other checkpoint beside it")
+        return DamageError(damage, "there is no earlier checkpoint beside it")
     return DamageError(
-        damage, f"to go on from another one ({', '.join(others[-3:])}), write its name into {path.parent / LATEST}"
+        damage, f"to go on from an earlier one ({', '.join(others[-3:])}), write its name into {path.parent / LATEST}"
     )
 
 
@@ -72,12 +72,16 @@ class Checksums:
         file = path / CHECKSUMS_FILE
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
-            return cls(values["chunks"], values["files"])
+            found = cls({name: dict(chunks) for name, chunks in values["chunks"].items()}, dict(values["files"]))
+            absent = {META_FILE, COMPLETE_MARK} - found.files.keys()
+            if absent:
+                raise ValueError(f"it does not speak of {', '.join(sorted(absent))}")
+            return found
         except FileNotFoundError:
             raise damaged(
                 path, f"{file} is missing, so nothing can be verified (verify_checkpoint: false trains without)"
             ) from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise damaged(path, f"{file} is damaged ({error}; verify_checkpoint: false trains without)") from None
 
     def write(self, path: Path) -> None:
@@ -230,17 +234,8 @@ def read_index(path: Path) -> Metadata:
     """What a checkpoint holds and where: .metadata. Raises CheckpointError."""
     try:
         metadata = FileSystemReader(path).read_metadata()
-    except (
-        OSError,
-        EOFError,
-        pickle.UnpicklingError,
-        ValueError,
-        AttributeError,
-        ImportError,
-        IndexError,
-        KeyError,
-    ) as error:
-        raise damaged(path, f"{path / COMPLETE_MARK} is damaged: {error}") from None
+    except Exception as error:  # unpickling damaged bytes raises any kind
+        raise damaged(path, f"{path / COMPLETE_MARK} is damaged: {error or type(error).__name__}") from None
     if not isinstance(metadata, Metadata) or metadata.storage_data is None:
         raise damaged(path, f"{path / COMPLETE_MARK} is damaged: it is not the index of a checkpoint")
     return metadata

@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import shutil
+from itertools import count
 from pathlib import Path
 
 from megamesh.errors import CheckpointError
@@ -53,6 +54,11 @@ def complete_checkpoints(folder: str | Path) -> list[Path]:
     return sorted(found, key=lambda path: (_step(path), path.name))
 
 
+def earlier_checkpoints(path: Path) -> list[Path]:
+    """The complete checkpoints of earlier steps beside one, oldest first."""
+    return [other for other in complete_checkpoints(path.parent) if (_step_of(path.name) or 0) > _step(other)]
+
+
 def resolve_checkpoint(path: str | Path) -> Path:
     """A checkpoint folder as it is, or the latest checkpoint of a run's folder. Raises CheckpointError for anything else."""
     path = Path(path)
@@ -71,15 +77,19 @@ def interrupted_saves(folder: str | Path) -> list[Path]:
     return [*Path(folder).glob(f"{SAVING}*"), *Path(folder).glob(f"{REMOVING}*")]
 
 
-def begin(folder: Path, step: int) -> Path:
-    """An empty folder to write a checkpoint into; what earlier, killed saves left is removed."""
+def unfinished(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is while it is written."""
+    return folder / f"{SAVING}global_step{step}"
+
+
+def begin(temporary: Path) -> None:
+    """Make the empty folder to write a checkpoint into; what earlier, killed saves left is removed."""
+    folder = temporary.parent
     folder.mkdir(parents=True, exist_ok=True)
     for stale in interrupted_saves(folder):
         log.warning("removing %s, left by a save that was interrupted", stale)
-        shutil.rmtree(stale)
-    temporary = folder / f"{SAVING}global_step{step}"
+        _discard(stale)
     temporary.mkdir()
-    return temporary
 
 
 def publish(temporary: Path, step: int) -> Path:
@@ -101,9 +111,14 @@ def publish(temporary: Path, step: int) -> Path:
 
 
 def prune(folder: Path, keep_last: int) -> None:
-    """Remove all but the newest `keep_last` checkpoints; the one that `latest` names always stays."""
+    """Remove all but the newest `keep_last` checkpoints; the one that `latest` names always stays.
+
+    Those of later steps go first: they are of a run that went back to an older checkpoint.
+    """
     latest = find_latest(folder)
+    assert latest is not None, "a checkpoint has just been published"
     others = [path for path in complete_checkpoints(folder) if path != latest]
+    others.sort(key=lambda path: _step(path) <= _step(latest))
     for path in others[: max(len(others) - (keep_last - 1), 0)]:
         _remove(path)
 
@@ -111,8 +126,12 @@ def prune(folder: Path, keep_last: int) -> None:
 def replace_text(path: Path, text: str) -> None:
     """Replace a small file in one atomic, durable operation."""
     temporary = path.with_name(f".{path.name}.new")
-    write_text(temporary, text + "\n")
-    os.replace(temporary, path)
+    try:
+        write_text(temporary, text + "\n")
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
 
 
@@ -134,13 +153,34 @@ def sync_folder(folder: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a checkpoint; its name goes first, so that no half-removed folder passes for a complete one."""
-    doomed = path.with_name(f"{REMOVING}{path.name}")
-    if doomed.exists():
-        shutil.rmtree(doomed)
-    if path.exists():
+    """Remove a checkpoint, if it is there; its name goes first, so that no half-removed folder passes for a complete one.
+
+    What cannot be removed is a warning: the next save tries again.
+    """
+    if not path.exists():
+        return
+    doomed = next(
+        name
+        for number in count()
+        if not (name := path.with_name(f"{REMOVING}{path.name}{f'-{number}' * (number > 0)}")).exists()
+    )
+    try:
         os.rename(path, doomed)
-        shutil.rmtree(doomed)
+    except OSError as error:
+        log.warning("could not remove %s: %s", path, error)
+        return
+    _discard(doomed)
+
+
+def _discard(path: Path) -> None:
+    """Remove a folder, a file or a link that nothing reads any more; a warning where that fails."""
+    try:
+        if path.is_symlink() or path.is_file():
+            path.unlink()
+        else:
+            shutil.rmtree(path)
+    except OSError as error:
+        log.warning("could not remove %s: %s", path, error)
 
 
 def _step_of(name: str) -> int | None:

@@ -32,7 +32,7 @@ SLICE_ELEMENTS = 2**22
 
 @dataclass(frozen=True)
 class Save:
-    """A folder that a save made. `complete` or not: then it was interrupted, or is being written or removed right now."""
+    """A folder that a save made. `complete` or not: then, by its name, it is being written or removed, was interrupted, or is damaged."""
 
     path: Path
     step: int

@@ -45,9 +45,7 @@ def load_checkpoint(
     path, meta, checksums = on_rank_zero(lambda: _open(Path(path), verify), f"read {path}")
     keys: tuple[StateKey, ...] = STATE_KEYS if load_optimizer and not weights_only else ("fp32",)
     with_moments = len(keys) > 1
-    engine.access.prepare_state(step=meta.optimizer_step if with_moments else 0)
-    if not with_moments:
-        _clear_moments(engine)
+    engine.access.prepare_state()
     table = BoxTable(wanted_boxes(engine, keys))
     with as_checkpoint_error("read", path, MEND):
         load(
@@ -55,6 +53,9 @@ def load_checkpoint(
             storage_reader=ChunkReader(path, checksums),
             planner=BoxLoadPlanner(table, path, tuple(f"{key}." for key in keys)),
         )
+    engine.access.prepare_state(step=meta.optimizer_step if with_moments else 0)
+    if not with_moments:
+        _clear_moments(engine)
     engine.access.publish_weights()
     engine.num_steps = 0 if weights_only else meta.state.step
     if meta.loss_scale is not None and is_dynamic(engine.precision) and not weights_only:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from megamesh.checkpoint.boxes import Box, fragment_boxes
-from megamesh.checkpoint.files import Checksums, ChunkReader, open_files, read_index
+from megamesh.checkpoint.files import Checksums, ChunkReader, damaged, open_files
 from megamesh.checkpoint.folder import resolve_checkpoint
 from megamesh.checkpoint.meta import META_FILE, CheckpointMeta
 from megamesh.checkpoint.planner import BoxLoadPlanner, BoxTable
@@ -26,17 +26,18 @@ WEIGHTS = "fp32."
 
 def read_meta(path: str | Path) -> CheckpointMeta:
     """meta.json of a checkpoint, or of the latest one of a run's folder. Raises CheckpointError."""
-    file = resolve_checkpoint(path) / META_FILE
+    path = resolve_checkpoint(path)
+    file = path / META_FILE
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}") from None
+        raise damaged(path, f"{file} cannot be read: {error}") from None
     return CheckpointMeta.from_json(text, file)
 
 
 def weight_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
     """Global shapes of all parameters by name, without reading any tensor."""
-    metadata = read_index(resolve_checkpoint(path))
+    metadata, _ = open_files(resolve_checkpoint(path))
     return {
         key.removeprefix(WEIGHTS): tuple(stored.size) for key, stored in _tensors(metadata) if key.startswith(WEIGHTS)
     }

@@ -127,8 +127,9 @@ def _share(fragment: Fragment, rank: int, size: int) -> Fragment | None:
 
 def begin(folder: Path, meta: CheckpointMeta, sources: Mapping[str, str]) -> Path:
     """A hidden folder for a checkpoint, with meta.json and the YAML files in it. Raises CheckpointError."""
-    temporary = folders.begin(folder, meta.state.step)
+    temporary = folders.unfinished(folder, meta.state.step)
     try:
+        folders.begin(temporary)
         folders.write_text(temporary / META_FILE, meta.to_json())
         configs = temporary / CONFIGS_FOLDER
         configs.mkdir()
@@ -142,11 +143,11 @@ def begin(folder: Path, meta: CheckpointMeta, sources: Mapping[str, str]) -> Pat
 
 
 def finish(temporary: Path, step: int, keep_last: int | None = None) -> Path:
-    """Give a written checkpoint its name, let `latest` name it, and remove those beyond `keep_last`."""
-    path = folders.publish(temporary, step)
+    """Give a written checkpoint its name, let `latest` name it, and remove those beyond `keep_last`. Raises CheckpointError."""
+    try:
+        path = folders.publish(temporary, step)
+    except OSError as error:
+        raise CheckpointError(f"could not finish {temporary}: {error}; {SPACE_MEND}") from None
     if keep_last is not None:
-        try:
-            folders.prune(path.parent, keep_last)
-        except OSError as error:
-            log.warning("could not remove old checkpoints in %s: %s", path.parent, error)
+        folders.prune(path.parent, keep_last)
     return path

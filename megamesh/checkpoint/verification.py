@@ -18,8 +18,16 @@ import yaml
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 
 from megamesh.checkpoint.boxes import Index
-from megamesh.checkpoint.files import CHECKSUMS_FILE, Checksums, ChunkReader, DamageError, file_checksum, read_index
-from megamesh.checkpoint.folder import COMPLETE_MARK, LATEST
+from megamesh.checkpoint.files import (
+    CHECKSUMS_FILE,
+    Checksums,
+    ChunkReader,
+    DamageError,
+    file_checksum,
+    open_files,
+    read_index,
+)
+from megamesh.checkpoint.folder import COMPLETE_MARK, LATEST, REMOVING, SAVING
 from megamesh.checkpoint.inspection import RunFolder, StoredTensor, config_files, stored_tensors, tensor_record
 from megamesh.checkpoint.meta import CONFIGS_FOLDER, META_FILE
 from megamesh.checkpoint.reader import read_meta
@@ -44,14 +52,19 @@ class Problem:
         return f"{self.file}: {piece}{self.reason}"
 
 
-def verify_latest(folder: RunFolder) -> list[Problem]:
-    """Whether `latest` of a run's folder names a complete checkpoint, where there is one."""
-    if folder.problem is not None:
-        return [Problem(LATEST, folder.problem)]
+def verify_folder(folder: RunFolder) -> list[Problem]:
+    """Whether `latest` of a run's folder names a complete checkpoint, where there is one, and all that were once complete are."""
     complete = [save.path.name for save in folder.saves if save.complete]
+    problems = [
+        Problem(save.path.name, f"{COMPLETE_MARK} is missing, which every finished checkpoint has")
+        for save in folder.saves
+        if not save.complete and not save.path.name.startswith((SAVING, REMOVING))
+    ]
+    if folder.problem is not None:
+        return [Problem(LATEST, folder.problem), *problems]
     if folder.latest is None and complete:
-        return [Problem(LATEST, f"is missing, so that a run would start anew; write {complete[-1]} into it")]
-    return []
+        problems.append(Problem(LATEST, f"is missing, so that a run would start anew; write {complete[-1]} into it"))
+    return problems
 
 
 def verify_checkpoint(
@@ -74,9 +87,9 @@ def verify_checkpoint(
 
 
 def num_stored_bytes(path: Path) -> int:
-    """Bytes of all pieces, as the index says; 0 where it cannot be read."""
+    """Bytes of all pieces, as the index says; 0 where it cannot be read, or is not what was written."""
     try:
-        return sum(stored.length for stored in read_index(path).storage_data.values())
+        return sum(stored.length for stored in open_files(path)[0].storage_data.values())
     except CheckpointError:
         return 0
 

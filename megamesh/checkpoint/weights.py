@@ -7,7 +7,8 @@ A run that loads it starts at step 0 with new moments. Beside one tensor, one ch
 
 import shutil
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from megamesh.checkpoint.save import begin, finish
 from megamesh.checkpoint.together import as_checkpoint_error
 from megamesh.errors import CheckpointError
 
+NEW_FOLDER_MEND = "nothing was kept; free space there, or name another --output"
 LAYOUT = {"pp_size": 1, "dp_size": 1, "tp_size": 1, "zero_stage": 0}
 
 
@@ -51,18 +53,32 @@ def save_weights(
     boxes = [box for name, shape in shapes.items() for box in pieces(_whole(name, shape))]
     versions = {"megamesh": megamesh.__version__, "torch": torch.__version__}
     meta = CheckpointMeta(RunState(0, 0, seed), 0, dict(config), versions, LAYOUT)
-    temporary = begin(folder, meta, sources)
+    with _new_folder(folder):
+        temporary = begin(folder, meta, sources)
+        try:
+            with warnings.catch_warnings(), as_checkpoint_error("write", temporary, SPACE_MEND):
+                warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as intended
+                table = BoxTable(boxes)
+                planner = _ReadingPlanner(table, read)
+                save(table.state_dict(), storage_writer=ChunkWriter(temporary), planner=planner, no_dist=True)
+            return finish(temporary, 0)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[None]:
+    """Where the block raises, folders that it made go, if they are empty, and the error says what helps when nothing was there before."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        with warnings.catch_warnings(), as_checkpoint_error("write", temporary, SPACE_MEND):
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as intended
-            table = BoxTable(boxes)
-            planner = _ReadingPlanner(table, read)
-            save(table.state_dict(), storage_writer=ChunkWriter(temporary), planner=planner, no_dist=True)
-        return finish(temporary, 0)
-    except OSError as error:
-        raise CheckpointError(f"could not write {folder}: {error}; {SPACE_MEND}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        yield
+    except BaseException as error:
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()
+        if isinstance(error, CheckpointError) and SPACE_MEND in str(error):
+            raise CheckpointError(str(error).replace(SPACE_MEND, NEW_FOLDER_MEND)) from error.__cause__
+        raise
 
 
 def _whole(name: str, shape: Sequence[int]) -> Box:

@@ -137,7 +137,7 @@ def loading_has_a_source(given: Given) -> Iterator[str]:
     checkpoint = given.run.checkpoint
     if checkpoint.finetune and checkpoint.load is None:
         yield f"{given.show('finetune')} needs load, the folder of the weights to start from"
-    if checkpoint.finetune and checkpoint.load is not None and checkpoint.load == checkpoint.save:
+    if checkpoint.finetune and checkpoint.loads_itself:
         yield f"{given.show('load')} and save are one folder, so that a restart with finetune would begin again; use another save"
     for key in ("no_load_optim", "no_load_rng"):
         if getattr(checkpoint, key) and checkpoint.load is None and checkpoint.save is None:

@@ -6,6 +6,7 @@ A key belongs to exactly one section and is spelled as in GPT-NeoX where NeoX ha
 other values is a property. Code below `training/` receives the section that it needs, never the whole `RunConfig`.
 """
 
+import os
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -399,6 +400,11 @@ class CheckpointConfig(Section):
         False,
         description="Draw dropout from this run's seed. Default: from the seed of the checkpoint, also where seed is another now.",
     )
+
+    @property
+    def loads_itself(self) -> bool:
+        """Whether `load` is the run's own folder, however it is spelled."""
+        return None not in (self.load, self.save) and os.path.abspath(str(self.load)) == os.path.abspath(str(self.save))
 
 
 class LogConfig(Section):

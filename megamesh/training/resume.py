@@ -8,11 +8,13 @@ A checkpoint of step 0 (a conversion, say) has weights only, and no schedule to 
 """
 
 import logging
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from megamesh.checkpoint.folder import find_latest, interrupted_saves, resolve_checkpoint
+from megamesh.checkpoint.files import Checksums
+from megamesh.checkpoint.folder import LATEST, find_latest, interrupted_saves, resolve_checkpoint
 from megamesh.checkpoint.load import load_checkpoint
 from megamesh.checkpoint.meta import CheckpointMeta, RunState
 from megamesh.checkpoint.reader import read_meta
@@ -54,6 +56,8 @@ def find_start(config: RunConfig, batch: ResolvedBatch, train_iters: int) -> Sta
     path, is_own = choose_checkpoint(checkpoint)
     if path is None:
         return Start(beginning)
+    if checkpoint.verify_checkpoint:
+        Checksums.read(path).check_files(path)
     meta = read_meta(path)
     check_architecture(meta.config, config, path)
     if (checkpoint.finetune and not is_own) or meta.state.step == 0:
@@ -67,7 +71,8 @@ def find_start(config: RunConfig, batch: ResolvedBatch, train_iters: int) -> Sta
         )  # fmt: skip
     log.info("continuing from %s at step %d, sample %d", path, meta.state.step, meta.state.consumed_samples)
     # A run that began without another run's moments has its own by now.
-    with_moments = not checkpoint.no_load_optim or (is_own and checkpoint.load not in (None, checkpoint.save))
+    began_elsewhere = checkpoint.load is not None and not checkpoint.loads_itself
+    with_moments = not checkpoint.no_load_optim or (is_own and began_elsewhere)
     seed = config.training.seed if checkpoint.no_load_rng else meta.state.seed
     return Start(replace(meta.state, seed=seed), path, with_moments)
 
@@ -84,11 +89,18 @@ def load_start(engine: TrainingEngine, start: Start, *, verify: bool) -> None:
 def choose_checkpoint(config: CheckpointConfig) -> tuple[Path | None, bool]:
     """The checkpoint to read, and whether this run wrote it; None to start from nothing.
 
-    Raises CheckpointError where `load` names neither a run's folder with a checkpoint nor a checkpoint.
+    Raises CheckpointError where `load` names neither a run's folder with a checkpoint nor a checkpoint, and where it names one of
+    this run, which has gone on since.
     """
     if config.save and (own := find_latest(Path(config.save))):
+        load = Path(os.path.abspath(config.load or own))
+        if load.parent == Path(os.path.abspath(own.parent)) and load.name != own.name:
+            raise CheckpointError(
+                f"load={config.load} is a checkpoint of this run, whose latest is {own.name}; "
+                f"to go back to it, write {load.name} into {own.parent / LATEST} and leave load out"
+            )
         return own, True
-    if config.load is None or config.load == config.save:
+    if config.load is None or config.loads_itself:
         return None, False
     try:
         return resolve_checkpoint(config.load), False

@@ -30,15 +30,22 @@ SETUPS = [
 
 
 class _Gate:
-    """Holds the writes of this process back until it is opened; the `broken` one fails then."""
+    """Holds the writes of this process back, or their ends, until it is opened; the `broken` one fails."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, broken: int = -1):
-        self.open, self.broken, self.count = threading.Event(), broken, 0
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, broken: int = -1, *, at_the_end: bool = False):
+        self.open, self.broken, self.count, self.at_the_end = threading.Event(), broken, 0, at_the_end
         monkeypatch.setattr(background, "write", self.write)
 
     def write(self, target: Target, snapshot: Snapshot, group: dist.ProcessGroup) -> Path:
-        self.open.wait(60)
         self.count += 1
+        if self.at_the_end:
+            path = self._write(target, snapshot, group)
+            self.open.wait(60)
+            return path
+        self.open.wait(60)
+        return self._write(target, snapshot, group)
+
+    def _write(self, target: Target, snapshot: Snapshot, group: dist.ProcessGroup) -> Path:
         if self.count == self.broken:
             raise CheckpointError("the disk is full")
         return write(target, snapshot, group)
@@ -80,12 +87,15 @@ def test_a_save_holds_the_moment_at_which_it_began(tmp_path, world_size, setup):
 
 
 def _poll_with_one_slow_rank(folder: Path) -> list[bool]:
+    """The second rank hears of the end later: until then nobody may act on it."""
     with pytest.MonkeyPatch.context() as monkeypatch, training(Setup(1)) as engine:
-        gate, saver = _Gate(monkeypatch), BackgroundSaver(Target(folder, {}))
+        gate, saver = _Gate(monkeypatch, at_the_end=True), BackgroundSaver(Target(folder, {}))
         saver.start(_snapshot(engine))
         if dist.get_rank() == 0:
             gate.open.set()
-        time.sleep(0.2)
+            assert saver._running is not None
+            saver._running.join(60)
+        dist.barrier()
         ended = [saver.poll() is not None for _ in range(2)]
         gate.open.set()
         deadline = time.monotonic() + 60

@@ -9,7 +9,8 @@ from megamesh.errors import CheckpointError
 
 
 def _save(folder: Path, step: int, content: str = "") -> Path:
-    temporary = folders.begin(folder, step)
+    temporary = folders.unfinished(folder, step)
+    folders.begin(temporary)
     (temporary / "content").write_text(content)
     (temporary / ".metadata").touch()
     return folders.publish(temporary, step)
@@ -40,6 +41,54 @@ def test_prune_never_removes_what_latest_names(tmp_path):
     assert _names(tmp_path) == ["global_step7", "latest"]
 
 
+def test_a_run_that_went_back_keeps_what_it_saves_from_there_on(tmp_path):
+    for step in (5, 10, 15, 20):
+        _save(tmp_path, step)
+    (tmp_path / "latest").write_text("global_step5\n")
+    for step in (7, 9, 11):
+        _save(tmp_path, step)
+        folders.prune(tmp_path, keep_last=2)
+    assert _names(tmp_path) == ["global_step11", "global_step9", "latest"]
+
+
+def test_what_cannot_be_removed_is_a_warning_and_hinders_nothing(tmp_path, monkeypatch, caplog):
+    """A file that someone holds open on NFS; a checkpoint that was moved elsewhere, with a link in its place."""
+    elsewhere = tmp_path / "elsewhere"
+    run = tmp_path / "run"
+    _save(run, 5).rename(elsewhere)
+    (run / "global_step5").symlink_to(elsewhere)
+    _save(run, 10)
+    folders.prune(run, keep_last=1)
+    assert _names(run) == ["global_step10", "latest"] and elsewhere.is_dir()
+
+    def held(path: Path) -> None:
+        raise OSError(39, "Directory not empty")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(folders.shutil, "rmtree", held)
+        for step in (15, 20):
+            _save(run, step)
+            folders.prune(run, keep_last=1)
+        assert folders.find_latest(run) == run / "global_step20"
+        assert "Directory not empty" in caplog.text
+    _save(run, 25)
+    folders.prune(run, keep_last=1)
+    assert _names(run) == ["global_step25", "latest"]
+
+
+def test_a_disk_that_is_full_for_latest_leaves_nothing_of_it(tmp_path, monkeypatch):
+    _save(tmp_path, 5)
+    monkeypatch.setattr(folders, "write_text", _full)
+    with pytest.raises(OSError, match="No space"):
+        folders.replace_text(tmp_path / "latest", "global_step10")
+    assert _names(tmp_path) == ["global_step5", "latest"]
+
+
+def _full(path: Path, text: str) -> None:
+    path.write_text(text[:1])
+    raise OSError(28, "No space left on device")
+
+
 def test_an_unnamed_folder_of_the_same_step_is_replaced(tmp_path):
     _save(tmp_path, 5)
     orphan = _save(tmp_path, 10, "before the kill")
@@ -67,7 +116,7 @@ def test_the_same_step_can_be_saved_again_and_again(tmp_path, monkeypatch):
 
 def test_what_killed_saves_left_is_removed_by_the_next(tmp_path):
     _save(tmp_path, 5)
-    folders.begin(tmp_path, 10)
+    folders.begin(folders.unfinished(tmp_path, 10))
     (tmp_path / ".removing-global_step1").mkdir()
     _save(tmp_path, 15)
     assert _names(tmp_path) == ["global_step15", "global_step5", "latest"]

@@ -13,8 +13,10 @@ from megamesh.checkpoint.comparison import TensorDifference, compare_tensors, co
 from megamesh.checkpoint.files import CHECKSUMS_FILE, Checksums, file_checksum, read_index
 from megamesh.checkpoint.folder import COMPLETE_MARK, resolve_checkpoint
 from megamesh.checkpoint.inspection import TensorReader, read_run_folder, stored_tensors
-from megamesh.checkpoint.verification import num_stored_bytes, verify_checkpoint, verify_latest
+from megamesh.checkpoint.reader import weight_shapes
+from megamesh.checkpoint.verification import num_stored_bytes, verify_checkpoint, verify_folder
 from megamesh.checkpoint.weights import save_weights
+from megamesh.errors import CheckpointError
 from tests.checkpoint.runs import CONFIG, DIVIDED, SOURCES, train_and_save
 from tests.distributed import run
 from tests.engine.runs import Setup
@@ -197,11 +199,37 @@ def test_without_checksums_that_is_the_problem(copy) -> None:
 
 def test_latest_must_name_a_complete_checkpoint(copy) -> None:
     folder = copy.parent
-    assert verify_latest(read_run_folder(folder)) == []
+    assert verify_folder(read_run_folder(folder)) == []
     (folder / "latest").write_text("global_step99\n")
-    assert "names global_step99, which is missing" in verify_latest(read_run_folder(folder))[0].reason
+    assert "names global_step99, which is missing" in verify_folder(read_run_folder(folder))[0].reason
     (folder / "latest").unlink()
-    assert "write global_step2 into it" in verify_latest(read_run_folder(folder))[0].reason
+    assert "write global_step2 into it" in verify_folder(read_run_folder(folder))[0].reason
+
+
+def test_a_lost_index_of_an_older_checkpoint_is_a_problem(copy) -> None:
+    older = shutil.copytree(copy, copy.parent / "global_step1")
+    (older / COMPLETE_MARK).unlink()
+    (problem,) = verify_folder(read_run_folder(copy.parent))
+    assert problem.file == "global_step1" and ".metadata is missing" in problem.reason
+
+
+def test_an_index_with_a_flipped_bit_is_never_unpickled(copy, monkeypatch) -> None:
+    content = bytearray((copy / COMPLETE_MARK).read_bytes())
+    content[len(content) // 2] ^= 8
+    (copy / COMPLETE_MARK).write_bytes(content)
+    monkeypatch.setattr("torch.distributed.checkpoint.filesystem.pickle.load", None)
+    assert num_stored_bytes(copy) == 0
+    assert [problem.file for problem in verify_checkpoint(copy)] == [COMPLETE_MARK]
+    with pytest.raises(CheckpointError, match=r"\.metadata is damaged: it has changed"):
+        weight_shapes(copy)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"chunks": [], "files": []}', '{"chunks": {"a": 3}, "files": {}}', "[]", '{"chunks": {}, "files": {}}']
+)
+def test_checksums_of_another_form_are_damage(copy, text) -> None:
+    (copy / CHECKSUMS_FILE).write_text(text)
+    assert [problem.file for problem in verify_checkpoint(copy)] == [CHECKSUMS_FILE]
 
 
 def test_saves_that_were_interrupted_are_listed_as_such(copy) -> None:

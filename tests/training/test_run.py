@@ -129,6 +129,34 @@ def test_a_damaged_checkpoint_is_named_and_an_older_one_continues_bit_for_bit(fo
     assert {step: loss for step, loss in losses(folder / "straight").items() if step > 10} == losses(folder / "other")
 
 
+@pytest.mark.parametrize("verify", [True, False])
+def test_damage_is_told_as_damage_unless_nothing_is_to_be_verified(folder: Path, verify: bool) -> None:
+    """And not as another architecture, which a flipped digit in meta.json looks like."""
+    run(1, train_here, write_config(folder, "first", train_iters=2, lr_decay_iters=4))
+    meta = folder / "first/global_step2/meta.json"
+    text = meta.read_text()
+    meta.write_text(text.replace('"consumed_samples": 8', '"consumed_samples": 4'))
+    config = write_config(folder, train_iters=4, load=str(folder / "first"), verify_checkpoint=verify)
+    if verify:
+        assert f"{meta} is damaged: it has changed" in run(1, refused, config)[0]
+    else:
+        assert run(1, train_here, config) == [4]
+    meta.write_text(text.replace('"hidden_size": 32', '"hidden_size": 33'))
+    shutil.rmtree(folder / "run", ignore_errors=True)
+    expected = "is damaged: it has changed" if verify else "is of another architecture"
+    assert expected in run(1, refused, config)[0]
+
+
+def test_a_run_does_not_load_an_older_checkpoint_of_its_own_behind_its_back(folder: Path) -> None:
+    """The same folder, spelled otherwise, is the run itself."""
+    keys = dict(train_iters=4, checkpoint_factor=2)
+    run(1, train_here, write_config(folder, load=f"{folder}/./run/", **keys))
+    config = write_config(folder, load=str(folder / "run/global_step2"), **keys)
+    (message,) = run(1, refused, config)
+    assert "is a checkpoint of this run, whose latest is global_step4" in message
+    assert f"write global_step2 into {folder / 'run/latest'}" in message
+
+
 def test_sigterm_saves_and_leaves_with_status_0(folder: Path) -> None:
     config = write_config(folder, "stopped", train_iters=100_000, checkpoint_factor=None, log_interval=1, eval_iters=0)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

@@ -17,6 +17,7 @@ silu, quantised weights. A tensor that is missing, left over or of another shape
 """
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
         f"{_said_of_logits(report.agreement)}\n"
         f"wrote {args.output}: {report.class_name}, {report.num_parameters:,} parameters, {report.tokenizer.tokenizer_type}; "
         f"peak memory {peak_bytes() / 1e9:.2f} GB\n"
-        f"train on: python tools/train.py {report.yaml_path} data.yml"
+        f"train on: python tools/train.py {shlex.quote(str(report.yaml_path))} data.yml"
     )
 
 

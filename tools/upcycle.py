@@ -40,6 +40,7 @@ names the output as `load`.
 """
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -124,7 +125,8 @@ def run(args: argparse.Namespace) -> None:
         else:
             print("loss before and after: name text with --text FILE.txt or FILE.jsonl")
     more = "data.yml" if plan.loaded.missing else "--set save=FOLDER"
-    print(f"\nwrote {path}\ntrain on: python tools/train.py {path / CONFIGS_FOLDER / CONFIG_NAME} {more}")
+    config = shlex.quote(str(path / CONFIGS_FOLDER / CONFIG_NAME))
+    print(f"\nwrote {path}\ntrain on: python tools/train.py {config} {more}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 from megamesh.errors import DataError
 
 SUPPORTED = {".jsonl": "one JSON object per line", ".txt": "one document per file"}
+KEYS_MEND = "see --jsonl-keys"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -57,8 +58,11 @@ def cut_into_shards(paths: Sequence[Path], shard_bytes: int) -> list[Shard]:
     return shards
 
 
-def read_shard(shard: Shard, keys: Sequence[str]) -> Iterator[dict[str, str]]:
-    """The records of a shard, in order. A .txt file has its text under every key. Raises DataError with file and line."""
+def read_shard(shard: Shard, keys: Sequence[str], *, mend: str = KEYS_MEND) -> Iterator[dict[str, str]]:
+    """The records of a shard, in order. A .txt file has its text under every key. Raises DataError with file and line.
+
+    `mend` says what to do about a key that is missing.
+    """
     if shard.path.suffix == ".txt":
         text = _decode(shard.path.read_bytes().removeprefix(BYTE_ORDER_MARK), shard.path)
         yield dict.fromkeys(keys, text)
@@ -76,10 +80,10 @@ def read_shard(shard: Shard, keys: Sequence[str]) -> Iterator[dict[str, str]]:
             if start == 0:
                 line = line.removeprefix(BYTE_ORDER_MARK)
             if line.strip():
-                yield _parse_line(line, keys, shard.path, start)
+                yield _parse_line(line, keys, shard.path, start, mend)
 
 
-def _parse_line(line: bytes, keys: Sequence[str], path: Path, start: int) -> dict[str, str]:
+def _parse_line(line: bytes, keys: Sequence[str], path: Path, start: int, mend: str) -> dict[str, str]:
     try:
         record = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -96,7 +100,7 @@ def _parse_line(line: bytes, keys: Sequence[str], path: Path, start: int) -> dic
     for key in keys:
         if key not in record:
             raise DataError(
-                f"{_place(path, start)}: no key {key!r}; found {', '.join(map(repr, record)) or 'none'}; see --jsonl-keys"
+                f"{_place(path, start)}: no key {key!r}; found {', '.join(map(repr, record)) or 'none'}; {mend}"
             )
         text = record[key]
         if not isinstance(text, str):

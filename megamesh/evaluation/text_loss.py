@@ -56,7 +56,7 @@ def _documents(paths: Sequence[Path], tokenizer: Tokenizer) -> Iterator[list[int
             kinds = ", ".join(f"{suffix} ({meaning})" for suffix, meaning in SUPPORTED.items())
             raise DataError(f"--text={path} is not a file that can be read; name one of {kinds}")
     for shard in cut_into_shards(paths, _WHOLE_FILE):
-        for record in read_shard(shard, ("text",)):
+        for record in read_shard(shard, ("text",), mend="the text must stand under text"):
             if record["text"]:
                 yield [*tokenizer.encode(record["text"]), tokenizer.eod_id]
 

@@ -30,6 +30,12 @@ CLASSES: dict[Architecture, Any] = {
     "llama": LlamaForCausalLM,
     "megamesh": MegaMeshForCausalLM,
 }
+COMPARED: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "sdpa", "output_loading_info": True}
+HOW_IT_RUNS = {
+    "_attn_implementation", "_attn_implementation_internal", "attn_implementation", "_experts_implementation", "experts_implementation",
+    "return_dict", "use_return_dict", "output_attentions", "output_hidden_states",
+}  # fmt: skip
+"""Keys of a config.json that change no logits: the comparison wants logits by name, computed anywhere."""
 
 
 def check_import(pretrained: Pretrained, opened: OpenCheckpoint, check: Check) -> Agreement | None:
@@ -47,8 +53,9 @@ def check_logits(pretrained: Pretrained, opened: OpenCheckpoint) -> Agreement:
     """Compare the whole models. CheckpointError where they differ."""
     tokens_BS = tokens_to_compare(opened.run.model, opened.vocab_size)
     ours_BSV = load_model(opened, "cpu", torch.float32).logits(tokens_BS)
-    module, info = CLASSES[pretrained.config.architecture].from_pretrained(
-        pretrained.folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
+    architecture = pretrained.config.architecture
+    module, info = CLASSES[architecture].from_pretrained(
+        pretrained.folder, config=_their_config(pretrained, {}), local_files_only=True, **COMPARED
     )
     theirs_BSV = their_logits(pretrained.folder, module, info, tokens_BS)
     return judge(str(pretrained.folder), ours_BSV, theirs_BSV, "the whole model")
@@ -75,16 +82,18 @@ def check_layers(pretrained: Pretrained, opened: OpenCheckpoint) -> Agreement:
 def _their_sample(pretrained: Pretrained, opened: OpenCheckpoint, sample: Sample) -> Any:
     """Their class with the folder's configuration, but for what is sampled, and tensors; and what it says of loading them."""
     architecture = pretrained.config.architecture
-    keys = json.loads((pretrained.folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    config = CLASSES[architecture].config_class(
-        **(keys | sampled_keys(architecture, checkpoint_source(opened), sample))
-    )
+    config = _their_config(pretrained, sampled_keys(architecture, checkpoint_source(opened), sample))
     table = names_table(architecture, sample.model, sample.recursion)
     state = {
         target: sample.cut(deep, pretrained.weights.read(pretrained.names[theirs])).float()
         for deep, short in sample.names.items()
         for theirs, target in zip(pretrained.table[deep].theirs, table[short].theirs, strict=True)
     }
-    return CLASSES[architecture].from_pretrained(
-        None, config=config, state_dict=state, dtype=torch.float32, output_loading_info=True
-    )
+    return CLASSES[architecture].from_pretrained(None, config=config, state_dict=state, **COMPARED)
+
+
+def _their_config(pretrained: Pretrained, changes: dict[str, Any]) -> Any:
+    """The folder's configuration, with `changes`, but for the keys that say how a model is run and what it returns."""
+    keys = json.loads((pretrained.folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    kept = {key: value for key, value in keys.items() if key not in HOW_IT_RUNS}
+    return CLASSES[pretrained.config.architecture].config_class(**(kept | changes))

@@ -41,12 +41,12 @@ class ImportedConfig:
 def from_hf_config(config: dict[str, Any]) -> ImportedConfig:
     """Read a GPTNeoX, Llama or MegaMesh config.json. ConfigError for what our model cannot compute."""
     kind = config.get("model_type")
-    if kind not in CLASSES:
+    if not isinstance(kind, str) or kind not in CLASSES:
         raise ConfigError(f"model_type={kind!r} cannot be read; supported are {', '.join(CLASSES)}")
     _refuse_other_models(config, CLASSES[kind])
     try:
         theirs: Any = _CONFIGS[kind](**config)
-    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
         reason = str(error.__cause__ or error).strip()
         raise ConfigError(f"transformers refuses this configuration of {CLASSES[kind]}: {reason}") from error
     read = {"gpt_neox": _gpt_neox_model, "llama": _llama_model, "megamesh": _remote_model}[kind]
@@ -61,13 +61,19 @@ def from_hf_config(config: dict[str, Any]) -> ImportedConfig:
 
 def _refuse_other_models(config: dict[str, Any], expected: str) -> None:
     named = config.get("architectures")
-    if named and expected not in named:
+    if named and (not isinstance(named, list) or expected not in named):
         raise ConfigError(
             f"architectures={named} cannot be read; only {expected} is a language model with all its weights"
         )
     if config.get("quantization_config"):
         raise ConfigError(
             "quantization_config: weights that are quantised cannot be read; name the folder of the original ones"
+        )
+    if config.get("num_attention_heads") == 0:  # transformers divides by it
+        raise ConfigError("num_attention_heads=0 cannot be read; a model has at least 1")
+    if not config.get("is_causal", True):
+        raise ConfigError(
+            f"is_causal={config['is_causal']} cannot be read: tokens would see those after them, which they never do in ours"
         )
 
 
@@ -124,8 +130,8 @@ def _llama_model(theirs: Any) -> dict[str, Any]:
 def _usual_head_dim(theirs: Any) -> int:
     """Ours is always hidden_size / num_attention_heads."""
     usual: int = theirs.hidden_size // theirs.num_attention_heads
-    given = getattr(theirs, "head_dim", None) or usual
-    if given != usual:
+    given = getattr(theirs, "head_dim", None)
+    if given not in (None, usual):
         raise ConfigError(f"head_dim={given} is not hidden_size / num_attention_heads = {usual}, which ours always is")
     return usual
 
@@ -146,11 +152,18 @@ def _rotary(theirs: Any) -> dict[str, Any]:
             f"rope_type={rope['rope_type']!r} (rope_parameters or rope_scaling) cannot be read; only the default rotary embedding can, "
             "without any scaling"
         )
-    return {"rotary_emb_base": rope["rope_theta"], "rotary_pct": rope.get("partial_rotary_factor", 1.0)}
+    share = rope.get("partial_rotary_factor", 1.0)
+    if not isinstance(share, int | float) or not 0 <= share <= 1:
+        raise ConfigError(f"partial_rotary_factor={share!r} (or rotary_pct) is not a share from 0 to 1")
+    return {"rotary_emb_base": rope["rope_theta"], "rotary_pct": share}
 
 
 def _remote_model(theirs: MegaMeshConfig) -> dict[str, Any]:
-    _usual_head_dim(theirs)
+    head_dim = _usual_head_dim(theirs)
+    if theirs.position_embedding == "rotary" and (theirs.rotary_dim % 2 or not 0 <= theirs.rotary_dim <= head_dim):
+        raise ConfigError(
+            f"rotary_dim={theirs.rotary_dim} of {head_dim} dimensions of a head; ours turns pairs, at most all of them"
+        )
     epsilon = "layernorm_epsilon" if theirs.norm == "layernorm" else "rms_norm_epsilon"
     keys = {
         "num_kv_heads": theirs.num_key_value_heads,
@@ -167,8 +180,8 @@ def _remote_model(theirs: MegaMeshConfig) -> dict[str, Any]:
         "hidden_dropout": theirs.hidden_dropout,
         "activation": _activation(theirs.hidden_act, gated=theirs.gated_mlp),
     }
-    if theirs.position_embedding == "rotary" and theirs.rotary_dim < theirs.head_dim:
-        keys["rotary_pct"] = (theirs.rotary_dim + 0.5) / theirs.head_dim
+    if theirs.position_embedding == "rotary" and theirs.rotary_dim < head_dim:
+        keys["rotary_pct"] = (theirs.rotary_dim + 0.5) / head_dim
     return keys
 
 

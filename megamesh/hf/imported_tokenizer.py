@@ -5,7 +5,6 @@ tokenizer.model                              ─▶ SPMTokenizer      ├─▶ 
 vocab.json, merges.txt                       ─▶ GPT2BPETokenizer  ┘
 """
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -58,14 +57,22 @@ def moved(found: TokenizerConfig, run_folder: Path) -> TokenizerConfig:
 
 
 def copy_tokenizer(found: TokenizerConfig, run_folder: Path) -> None:
-    """Copy the tokenizer's files into the run's folder."""
+    """Copy the tokenizer's files into the run's folder. DataError where one cannot be read, OSError as from the disk."""
     target = run_folder / FOLDER
     target.mkdir()
     for source in _files(found).values():
-        shutil.copyfile(source, target / source.name)
+        _copy(source, target / source.name)
         beside = source.with_name(SPECIAL_TOKENS)
         if found.tokenizer_type == "HFTokenizer" and beside.is_file():
-            shutil.copyfile(beside, target / SPECIAL_TOKENS)
+            _copy(beside, target / SPECIAL_TOKENS)
+
+
+def _copy(source: Path, target: Path) -> None:
+    try:
+        content = source.read_bytes()
+    except OSError as error:
+        raise DataError(f"{source} cannot be read: {error.strerror}") from error
+    target.write_bytes(content)
 
 
 def open_tokenizer(found: TokenizerConfig, num_rows: int) -> Tokenizer:

@@ -5,6 +5,7 @@
 So what is written is known to load, and a run that reads the file has the architecture that the checkpoint says it has.
 """
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def _text(imported: ImportedConfig, tokenizer: TokenizerConfig, origin: Origin) 
         class_name=CLASSES[imported.architecture],
         source=origin.source,
         num_parameters=origin.num_parameters,
-        path=origin.yaml_path,
+        path=shlex.quote(str(origin.yaml_path)),
     )
     model = _keys(imported.model, _LEFT_TO_THE_RUN | _INITIAL | _without_effect(imported.model))
     parts = [_lines(model)]

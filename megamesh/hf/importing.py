@@ -12,7 +12,8 @@ checkpoint, and the allocator a few dozen MB more; the comparison of logits take
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,7 +93,17 @@ def import_model(
             )
             here = moved(found, run_folder)
             opened = open_checkpoint(run_folder, vocab_file=here.vocab_file, merge_file=here.merge_file)
-            agreement = check_import(pretrained, opened, check)
+            with _reading(folder):
+                agreement = check_import(pretrained, opened, check)
     except OSError as error:
         raise CheckpointError(f"{output} cannot be written: {error}; nothing was kept") from error
     return ImportReport(output, origin.yaml_path, config.architecture, num_parameters, final, agreement)
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Here nothing is written: an OSError is of what is read."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read: {error}; nothing was kept") from error

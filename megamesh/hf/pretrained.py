@@ -47,7 +47,7 @@ def read_pretrained_config(folder: str | Path) -> ImportedConfig:
     path = Path(folder) / CONFIG_FILE
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); name a folder that save_pretrained wrote") from error
     if not isinstance(config, dict):
         raise CheckpointError(

@@ -1,7 +1,7 @@
 """A folder that appears under its name whole, on the disk, or not at all.
 
 .NAME.partial-HOST-PID/NAME   being written   ──▶ every file on the disk ──rename──▶ NAME
-          └── an error: removed; a kill: removed by the next export to NAME on HOST ──┘
+          └── an error: removed; a kill: removed by the next one to write NAME on HOST ──┘
 """
 
 import logging
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def refuse_existing(output: Path) -> None:
-    """CheckpointError where something stands under the name of the export."""
+    """CheckpointError where something stands under the name of what is to be written."""
     if output.exists() or output.is_symlink():
         raise CheckpointError(f"--output={output} exists; name a folder that does not, or remove it first")
 
@@ -44,11 +44,11 @@ def staging(output: Path) -> Iterator[Path]:
 
 
 def _remove_stale(folder: Path, prefix: str) -> None:
-    """Remove what exports left whose processes run no more on this host."""
+    """Remove what exports and imports left whose processes run no more on this host."""
     for path in folder.iterdir() if folder.is_dir() else ():
         pid = path.name.removeprefix(prefix)
         if path.name.startswith(prefix) and pid.isdecimal() and not _runs(int(pid)):
-            log.warning("removing %s, left by an export that was interrupted", path)
+            log.warning("removing %s, left by a conversion that was interrupted", path)
             shutil.rmtree(path, ignore_errors=True)
 
 

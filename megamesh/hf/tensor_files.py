@@ -81,7 +81,7 @@ def _sharded(index: Path) -> dict[Path, set[str]]:
         files: dict[Path, set[str]] = {}
         for name, file in weight_map.items():
             files.setdefault(index.parent / file, set()).add(name)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{index} is damaged: it does not say which file holds which tensor ({error!r})"
         ) from error
@@ -122,6 +122,12 @@ def _unpickled(file: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{file} cannot be read: {error}; fetch it again, or save it anew as safetensors"
         ) from error
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
+    ):
         raise CheckpointError(f"{file} holds more than tensors by name; save the model's state_dict as safetensors")
+    for name, tensor in state.items():
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+            kind = "meta" if tensor.is_meta else "quantized" if tensor.is_quantized else str(tensor.layout)
+            raise CheckpointError(f"{file}: {name} holds no plain values ({kind}); save the model anew as safetensors")
     return state

@@ -42,7 +42,7 @@ def no_progress(doing: str, num_bytes: int, total_bytes: int) -> None:
 
 def parse_size(text: str) -> int:
     """Bytes of a size such as 5GB, 500MB or 2GiB."""
-    match = re.fullmatch(r"(\d+) *([A-Z]*)", text.strip().upper())
+    match = re.fullmatch(r"(\d{1,18}) *([A-Z]*)", text.strip().upper(), re.ASCII)
     if match is None or match[2] not in _UNITS or int(match[1]) == 0:
         raise ConfigError(
             f"{text!r} is not a size; write bytes or a number with KB, MB, GB, KiB, MiB or GiB, such as 5GB"

@@ -70,9 +70,15 @@ class BackendTokenizer:
 
 
 def write_pretrained(folder: Path, backend: Tokenizer, special: dict[str, str], *, spell_out_specials: bool) -> None:
-    """Write tokenizer.json and tokenizer_config.json for transformers. `special` maps eos_token, bos_token, … to tokens."""
+    """Write tokenizer.json and tokenizer_config.json for transformers. `special` maps eos_token, bos_token, … to tokens.
+
+    OSError as from the disk.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    backend.save(str(folder / "tokenizer.json"))
+    try:
+        backend.save(str(folder / "tokenizer.json"))
+    except Exception as error:  # the library raises bare Exception for what the disk refuses
+        raise OSError(f"{folder / 'tokenizer.json'}: {error}") from error
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,

@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 CONFIG_NAME = "upcycled.yml"
 CLOSE = 0.05
 """How far MeSH's first reads may be from plain recursion, as a share of the largest state, where no bias is given."""
+LARGEST_BIAS = 50.0
+"""With it the other slots weigh nothing beside 1 in any number format, and no gradient reaches a router."""
 LEFT_OUT = {
     "attention_config",  # of the source's number of layers; null means the same for any
     "save", "load", "finetune", "no_load_optim", "no_load_rng", "override_lr_scheduler", "extra_save_iters", "tensorboard_dir",
@@ -45,6 +47,7 @@ _HEADER = """\
 #
 # Train on from it, on any layout. What the source's run said of data, batch size, length and optimizer stands here too: replace single keys
 # with --set, or take them out and say them, and what is missing, in a second file. The run starts at step 0, with new moments.
+# The tokenizer is the source's, where it lies: keep that folder, or name another place with --set vocab_file=FILE.
 
 """
 
@@ -161,6 +164,11 @@ def _recursion_keys(given: Mapping[str, Any]) -> dict[str, Any]:
     recursion = RecursionConfig(recursion=keys["recursion"], mesh_num_slots=keys.get("mesh_num_slots"))
     layout = recursion.layout
     assert layout is not None, "a recursion is given"
+    bias = keys.get("mesh_router_slot_bias", 0.0)
+    if not 0 <= bias <= LARGEST_BIAS:  # nor where it is not a number
+        raise ConfigError(
+            f"--mesh-router-slot-bias={bias:g} is not a number from 0 to {LARGEST_BIAS:g}; leave it out for the usual one"
+        )
     keys.setdefault("mesh_router_slot_bias", bias_for(layout.num_loops, recursion.num_slots, CLOSE))
     has_own_slots = recursion.num_slots >= layout.num_loops + 2
     return keys | (

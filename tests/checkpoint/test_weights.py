@@ -92,10 +92,16 @@ def test_a_full_disk_leaves_nothing(tmp_path):
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, unlimited[1]))
+    there, new = tmp_path / "there", tmp_path / "new"
+    there.mkdir()
     try:
-        with pytest.raises(CheckpointError, match="File too large"):
-            _save(tmp_path)
+        for folder in (there, new / "deeper"):
+            with pytest.raises(
+                CheckpointError, match=r"File too large.*; nothing was kept; .*another --output"
+            ) as refused:
+                _save(folder)
+            assert "previous checkpoint" not in str(refused.value)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
         signal.signal(signal.SIGXFSZ, handler)
-    assert os.listdir(tmp_path) == []
+    assert os.listdir(tmp_path) == ["there"] and os.listdir(there) == []  # the folder that it did not make

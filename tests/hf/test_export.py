@@ -189,7 +189,7 @@ def test_sizes_are_read(text: str, expected: int) -> None:
     assert parse_size(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "5TB", "GB", "-1GB", "0GB"])
+@pytest.mark.parametrize("text", ["", "5TB", "GB", "-1GB", "0GB", "٣GB", "9" * 5000])
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="is not a size"):
         parse_size(text)

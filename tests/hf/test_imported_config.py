@@ -79,6 +79,17 @@ def test_activations_that_ours_has_are_read(old: dict, changes: dict, expected: 
         (OLD_LLAMA, {"rope_theta": "large"}, "rotary_emb_base='large'"),
         (OLD_LLAMA, {"rms_norm_eps": 0.0}, "rms_norm_epsilon=0.0"),
         (OLD_LLAMA, {"num_hidden_layers": 0}, "num_layers=0"),
+        (OLD_LLAMA, {"is_causal": False}, "is_causal=False"),
+        (OLD_PYTHIA, {"is_causal": None}, "is_causal=None"),
+        (OLD_LLAMA, {"num_attention_heads": 0}, "num_attention_heads=0"),
+        (OLD_PYTHIA, {"rotary_pct": "x"}, "partial_rotary_factor='x'"),
+        (OLD_PYTHIA, {"rotary_pct": float("nan")}, "partial_rotary_factor=nan"),
+        (OLD_PYTHIA, {"rotary_pct": None}, "partial_rotary_factor=None"),
+        (OLD_PYTHIA, {"num_attention_heads": 0}, "num_attention_heads=0"),
+        (OLD_LLAMA, {"num_key_value_heads": 0}, "num_kv_heads=0"),
+        (OLD_LLAMA, {"model_type": ["llama"]}, "model_type=['llama']"),
+        (OLD_LLAMA, {"architectures": 5}, "architectures=5"),
+        (OLD_LLAMA, {"architectures": "NotLlamaForCausalLM"}, "architectures=NotLlama"),
     ],
 )
 def test_what_ours_cannot_compute_is_refused_by_its_key(old: dict, changes: dict, text: str) -> None:
@@ -94,9 +105,21 @@ def test_our_own_models_with_other_heads_are_refused() -> None:
         from_hf_config(written | {"head_dim": 16})
 
 
+@pytest.mark.parametrize("rotary_dim", [-2, 3, 10])
+def test_our_own_models_turn_pairs_that_there_are(rotary_dim: int) -> None:
+    written: dict[str, Any] = to_hf_config("megamesh", model_config(), MESH, 64, SpecialTokens(), "float32").to_dict()
+    assert from_hf_config(written | {"rotary_dim": 4}).model.rotary_dim == 4
+    with pytest.raises(ConfigError, match=f"rotary_dim={rotary_dim} of 8 dimensions"):
+        from_hf_config(written | {"rotary_dim": rotary_dim})
+
+
+def test_a_causal_model_that_says_so_is_read() -> None:
+    assert from_hf_config(OLD_LLAMA | {"is_causal": True}) == from_hf_config(OLD_LLAMA)
+
+
 def test_the_file_is_named(tmp_path) -> None:
     path = tmp_path / "config.json"
-    for text in ("", "{", "[]", "3"):
+    for text in ("", "{", "[]", "3", "[" * 10**5):
         path.write_text(text)
         with pytest.raises(CheckpointError, match=r"config\.json"):
             read_pretrained_config(tmp_path)

@@ -15,7 +15,7 @@ from megamesh.checkpoint.reader import read_meta, read_weights
 from megamesh.config.load import load_config
 from megamesh.config.sections import RecursionConfig, RunConfig
 from megamesh.errors import CheckpointError, ConfigError, DataError
-from megamesh.hf import importing
+from megamesh.hf import importing, staging
 from megamesh.hf.export import DTYPES, export_model
 from megamesh.hf.imported_tokenizer import TokenizerChoice
 from megamesh.hf.importing import import_model
@@ -238,6 +238,35 @@ def test_a_configuration_read_wrongly_is_found_out(check, tmp_path, monkeypatch)
     with pytest.raises(CheckpointError, match="our logits and those of transformers differ"):
         import_model(folder, tmp_path / "run", check=check)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("check", ["logits", "layers"])
+def test_how_a_configuration_wants_to_be_run_does_not_matter(check, tmp_path) -> None:
+    folder = saved(stock_model("llama"), tmp_path / "theirs")
+    keys = json.loads((folder / "config.json").read_text())
+    for number, how in enumerate(
+        (
+            {"_attn_implementation": "flash_attention_2"},
+            {"attn_implementation": "flash_attention_2"},
+            {"return_dict": False, "output_attentions": True, "output_hidden_states": True},
+        )
+    ):
+        (folder / "config.json").write_text(json.dumps(keys | how))
+        assert import_model(folder, tmp_path / f"run{number}", check=check).agreement is not None
+
+
+@pytest.mark.parametrize(
+    ("step", "of"), [("check_import", "theirs cannot be read"), ("sync_folder", "run cannot be written")]
+)
+def test_an_error_of_the_disk_names_what_was_read_or_written(step, of, tmp_path, monkeypatch) -> None:
+    def breaks(*_) -> None:
+        raise OSError(5, "Input/output error")
+
+    folder = saved(stock_model("llama"), tmp_path / "theirs")
+    monkeypatch.setattr(importing if step == "check_import" else staging, step, breaks)
+    with pytest.raises(CheckpointError, match=rf"{of}: .*Input/output error; nothing was kept"):
+        import_model(folder, tmp_path / "run")
+    assert not list(tmp_path.glob(".*")) and not (tmp_path / "run").exists()
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path) -> None:

@@ -152,6 +152,26 @@ def test_damaged_files_are_named(kind, damage, tmp_path) -> None:
         open_pretrained(folder)
 
 
+@pytest.mark.parametrize(
+    ("entry", "text"),
+    [
+        ({3: torch.zeros(2)}, "holds more than tensors by name"),
+        (
+            {"model.norm.weight": torch.eye(3).to_sparse()},
+            r"model\.norm\.weight holds no plain values \(torch\.sparse_coo\)",
+        ),
+        ({"model.norm.weight": torch.zeros(32, device="meta")}, r"model\.norm\.weight holds no plain values \(meta\)"),
+    ],
+    ids=["number as name", "sparse", "meta"],
+)
+def test_a_pickle_of_other_things_is_named(entry, text, tmp_path) -> None:
+    module = stock_model("llama")
+    folder = written(tmp_path / "model", module.config.to_dict(), module.state_dict(), "pytorch_model.bin")
+    torch.save(module.state_dict() | entry, folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=rf"pytorch_model\.bin.*{text}"):
+        open_pretrained(folder)
+
+
 def test_a_header_that_is_no_header_is_named(tmp_path) -> None:
     module = stock_model("llama")
     folder = written(tmp_path / "model", module.config.to_dict(), module.state_dict(), "model.safetensors")

@@ -57,5 +57,5 @@ def test_what_a_killed_export_left_is_removed_and_a_running_ones_is_not(tmp_path
         pass
     assert names(tmp_path) == sorted([*others, "out"])
     assert [record.getMessage() for record in caplog.records] == [
-        f"removing {tmp_path / left}, left by an export that was interrupted"
+        f"removing {tmp_path / left}, left by a conversion that was interrupted"
     ]

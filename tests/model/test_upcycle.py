@@ -61,7 +61,7 @@ def test_prelude_and_coda_are_the_ends_and_the_core_is_from_between() -> None:
 
 
 def test_layers_may_be_listed() -> None:
-    assert seeds("1+3R2+1", 8, "6, 2,2").core == ((6,), (2,), (2,))
+    assert seeds("1+3R2+1", 8, " 6, 2,2 ").core == ((6,), (2,), (2,))
     assert seeds("3+2R2+3", 7, "3,3").core == ((3,), (3,))  # the rules would need two layers between
 
 
@@ -80,6 +80,9 @@ def test_the_same_layers_in_the_same_order_are_known() -> None:
         ("1+2R2+1", 7, "average", "the 5 layers between prelude and coda are not a multiple of the core's 2 blocks"),
         ("1+2R2+1", 6, "middle", "use stepwise, average, lower, upper, or list 2 layers"),
         ("1+2R2+1", 6, "2", "lists 1 layers, the core has 2 blocks"),
+        ("1+2R2+1", 6, "1 2", "'1 2' is not a rule"),
+        ("1+2R2+1", 6, "1 2,3", "'1 2,3' is not a rule"),
+        ("1+2R2+1", 6, "1,,2", "'1,,2' is not a rule"),
         ("1+2R2+1", 6, "2,6", "the source's layers are 0 to 5, there is no 6"),
     ],
 )

@@ -1,6 +1,8 @@
 """tools/convert_to_hf.py: from a checkpoint folder to a model that transformers loads."""
 
 import re
+import resource
+import signal
 
 import pytest
 import torch
@@ -64,4 +66,19 @@ def test_a_damaged_checkpoint_is_refused(ours, tmp_path, capsys) -> None:
     file.write_bytes(file.read_bytes()[:1000])
     assert convert(tmp_path) == 1
     assert "truncated" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["characters.json", "save"]
+
+
+@pytest.mark.parametrize("limit", [100, 3000, 20_000])
+def test_a_full_disk_is_one_error_and_no_folder(ours, limit, tmp_path, capsys) -> None:
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, unlimited[1]))
+    try:
+        assert convert(tmp_path) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+        signal.signal(signal.SIGXFSZ, handler)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and "could not be written" in error and "File too large" in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["characters.json", "save"]

@@ -1,6 +1,7 @@
 """tools/upcycle.py: what it says of the model that it builds, and what it refuses."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,7 @@ def test_an_export_of_it_has_its_logits(plain, tmp_path: Path) -> None:
         (("--recursion", "4+8R2+4"), "which has not so many"),
         (("--recursion-scheme", "base", "--mesh-num-slots", "4"), "mesh_num_slots has no effect"),
         (("--text", "none.txt"), "text=none.txt"),
+        (("--mesh-router-slot-bias", "1000"), "--mesh-router-slot-bias=1000 is not"),
         (("--device", "nowhere"), "--device=nowhere"),
         (("--vocab-file", "none.json"), "none.json"),
     ],
@@ -105,6 +107,19 @@ def test_bad_input_is_one_error_and_no_checkpoint(
     errors = capsys.readouterr().err.strip().splitlines()
     assert len(errors) == 1 and errors[0].startswith("error: ") and text in errors[0]
     assert not (tmp_path / "new").exists()
+
+
+def test_text_under_another_key_is_told_without_an_option_of_other_tools(plain, tmp_path: Path, capsys) -> None:
+    (tmp_path / "other.jsonl").write_text('{"content": "words"}\n')
+    assert upcycle(tmp_path, "--text", str(tmp_path / "other.jsonl")) == 1
+    error = capsys.readouterr().err
+    assert "no key 'text'; found 'content'; the text must stand under text" in error and "--jsonl-keys" not in error
+
+
+def test_the_command_that_trains_on_can_be_pasted(plain, tmp_path: Path, capsys) -> None:
+    assert upcycle(tmp_path, output="a b") == 0
+    words = shlex.split(capsys.readouterr().out.splitlines()[-1].removeprefix("train on:"))
+    assert words[2] == str(tmp_path / "a b/global_step0/configs/upcycled.yml")
 
 
 def test_a_recursive_source_or_an_output_in_use_is_refused(plain, tmp_path: Path, capsys) -> None:

@@ -1,5 +1,6 @@
 """A recursive model from a plain one's checkpoint: exact where it can be, near where that is said, and trained on any layout."""
 
+import math
 import signal
 from pathlib import Path
 
@@ -183,6 +184,14 @@ def test_what_cannot_be_upcycled_is_refused(tmp_path: Path) -> None:
     assert "mesh_num_slots has no effect" in refused(
         {"recursion": "1+2R3+1", "recursion_scheme": "base", "mesh_num_slots": 5}
     )
+    for bias in (-1000.0, -0.1, 51.0, 1000.0, math.nan):
+        text = refused({"recursion": "1+2R3+1", "mesh_router_slot_bias": bias})
+        assert f"--mesh-router-slot-bias={bias:g} is not a number from 0 to 50" in text
+    for bias in (0.0, 50.0):
+        recursion = {"recursion": "1+2R3+1", "recursion_scheme": "mesh", "mesh_router_slot_bias": bias}
+        assert (
+            plan_upcycling(opened, tmp_path / "new", recursion, "average").run.recursion.mesh_router_slot_bias == bias
+        )
     with pytest.raises(CheckpointError, match="already holds a checkpoint"):
         upcycled(tmp_path, "1+2R3+1")
     assert not (tmp_path / "new").exists()

@@ -103,7 +103,7 @@ def choose_seeds(layout: RecursionLayout, num_source_layers: int, core_from: str
     kept = f"recursion={layout}: prelude and coda keep {layout.num_prelude + layout.num_coda} of the source's {num_source_layers} layers"
     if num_middle < 0:
         raise ConfigError(f"{kept}, which has not so many; make them smaller")
-    if re.fullmatch(r"\d+(,\d+)*", core_from.replace(" ", "")):
+    if re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", core_from, re.ASCII):
         layers = [int(number) for number in core_from.split(",")]
         _check_listed(core_from, layers, num_blocks, num_source_layers)
         return Seeds(layout, num_source_layers, tuple((layer,) for layer in layers))

@@ -7,7 +7,7 @@ import torch
 
 from megamesh.checkpoint.inference import load_for_inference, open_checkpoint
 from megamesh.errors import CheckpointError, DataError
-from tests.generation.checkpoints import write_checkpoint
+from tests.generation.checkpoints import rewrite_meta, write_checkpoint
 from tests.hf.small_models import MESH, PLAIN, build, llama_config, model_config, tokenizer_file, tokens
 
 
@@ -39,7 +39,7 @@ def test_what_does_not_fit_is_named(tmp_path) -> None:
 
     def with_config(section: str, **changes) -> None:
         config = meta["config"] | {section: meta["config"][section] | changes}
-        (folder / "meta.json").write_text(json.dumps(meta | {"config": config}))
+        rewrite_meta(folder, meta | {"config": config})
 
     with_config("recursion", mesh_num_slots=3)
     with pytest.raises(CheckpointError, match=r"routers\.0\.write\.weight is \(5, 32\).*asks for \(3, 32\)"):

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from megamesh.checkpoint.files import Checksums, file_checksum, read_index
+from megamesh.checkpoint.files import read_index
 from megamesh.checkpoint.folder import find_latest
 from megamesh.checkpoint.load import load_checkpoint
 from megamesh.checkpoint.reader import read_meta, read_weights, weight_shapes
@@ -20,6 +20,7 @@ from megamesh.errors import CheckpointError
 from tests.checkpoint.runs import CONFIG, SOURCES, bits, save, train_and_save
 from tests.distributed import run
 from tests.engine.runs import Setup, full_state, model_weights, train, training, transformer
+from tests.generation.checkpoints import rewrite_meta
 
 
 @pytest.fixture(scope="module")
@@ -167,11 +168,7 @@ def _damaged_meta(path: Path) -> str:
 
 
 def _newer_format(path: Path) -> str:
-    values = json.loads((path / "meta.json").read_text()) | {"format_version": 99}
-    (path / "meta.json").write_text(json.dumps(values))
-    checksums = Checksums.read(path)
-    checksums.files["meta.json"] = file_checksum(path, "meta.json")
-    checksums.write(path)
+    rewrite_meta(path, json.loads((path / "meta.json").read_text()) | {"format_version": 99})
     return "has format 99"
 
 

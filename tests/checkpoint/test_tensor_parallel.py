@@ -196,4 +196,4 @@ def test_damage_that_one_rank_meets_ends_all_of_them_alike(written, tmp_path):
     file = path / "__1_0.distcp"
     file.write_bytes(b"\0" * file.stat().st_size)
     first, second = run(2, _error_of_read, tmp_path / "run")
-    assert first == second and f"{path} is damaged: fp32." in first
+    assert first == second and f"{file} is damaged: fp32." in first

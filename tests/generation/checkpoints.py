@@ -1,10 +1,12 @@
 """A checkpoint folder of a small model, written without an engine."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
-from megamesh.checkpoint.files import ChunkWriter
+from megamesh.checkpoint.files import Checksums, ChunkWriter, file_checksum
 from megamesh.checkpoint.meta import CheckpointMeta, RunState
 from megamesh.config.sections import SECTIONS, ModelConfig, RecursionConfig, RunConfig, TokenizerConfig
 from megamesh.model.transformer import Transformer
@@ -31,3 +33,11 @@ def write_checkpoint(
     save_tensors(weights, storage_writer=ChunkWriter(folder), no_dist=True)
     (save / "latest").write_text(f"{folder.name}\n")
     return folder
+
+
+def rewrite_meta(path: Path, values: Any) -> None:
+    """Replace a checkpoint's meta.json, as if it had been saved so."""
+    (path / "meta.json").write_text(json.dumps(values))
+    checksums = Checksums.read(path)
+    checksums.files["meta.json"] = file_checksum(path, "meta.json")
+    checksums.write(path)

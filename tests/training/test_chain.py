@@ -72,11 +72,9 @@ def train_until(config: Path, last_step: int) -> tuple[int, int]:
     return first, trainer.state.step
 
 
-def part(folder: Path, name: str, last_step: int, world_size: int, **keys: Any) -> Path:
+def part(folder: Path, name: str, steps: tuple[int, int], world_size: int, **keys: Any) -> None:
     config = write_config(folder, name, **MODEL | keys)
-    first = max(last_step - STEPS_EACH, 0)
-    assert run(world_size, train_until, config, last_step) == [(first, last_step)] * world_size
-    return folder / name
+    assert run(world_size, train_until, config, steps[1]) == [steps] * world_size
 
 
 def test_a_chain_of_layouts_follows_one_straight_run(folder: Path) -> None:
@@ -84,7 +82,8 @@ def test_a_chain_of_layouts_follows_one_straight_run(folder: Path) -> None:
     config = write_config(folder, "straight", **MODEL | {"hidden_dropout": 0.0, "zero_optimization": {"stage": 0}})
     assert run(1, train_until, config, MODEL["train_iters"]) == [(0, MODEL["train_iters"])]
     for number, (world_size, keys) in enumerate(CHAIN, 1):
-        part(folder, "chain", number * STEPS_EACH, world_size, hidden_dropout=0.0, **keys)
+        steps = ((number - 1) * STEPS_EACH, number * STEPS_EACH)
+        part(folder, "chain", steps, world_size, hidden_dropout=0.0, **keys)
         meta = read_meta(folder / "chain")
         assert (meta.state.step, meta.state.consumed_samples) == (number * STEPS_EACH, number * STEPS_EACH * 4)
         sizes = [meta.layout[f"{axis}_size"] for axis in ("pp", "tp", "dp")]
@@ -105,9 +104,14 @@ def test_the_same_layout_twice_is_bit_identical_with_dropout(
     folder: Path, world_size: int, keys: dict[str, Any], request: pytest.FixtureRequest
 ) -> None:
     name = request.node.callspec.id
-    keys = keys | {"attention_dropout": 0.1, "train_iters": 2 * STEPS_EACH}
-    config = write_config(folder, f"straight-{name}", **MODEL | keys)
-    assert run(world_size, train_until, config, 2 * STEPS_EACH) == [(0, 2 * STEPS_EACH)] * world_size
-    for last_step in (STEPS_EACH, 2 * STEPS_EACH):
-        part(folder, f"twice-{name}", last_step, world_size, **keys)
+    keys = keys | {
+        "attention_dropout": 0.1,
+        "num_layers": 6,
+        "recursion": "1+2R2+1",
+        "train_iters": 4,
+        "eval_interval": 2,
+    }
+    part(folder, f"straight-{name}", (0, 4), world_size, **keys)
+    for steps in ((0, 2), (2, 4)):
+        part(folder, f"twice-{name}", steps, world_size, **keys)
     assert_same_run(folder / f"twice-{name}", folder / f"straight-{name}")

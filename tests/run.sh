@@ -5,7 +5,7 @@
 #   bash tests/run.sh tests/model -k mesh    only these tests, with pytest's own arguments
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-MEGAMESH_EXTRAS=hf,plot,dev,eval . tools/environment.sh
+MEGAMESH_EXTRAS=hf,plot,data,mpi,dev,eval . tools/environment.sh
 
 if [ $# -eq 0 ]; then
     ruff check .

@@ -4,10 +4,12 @@ benchmark.py train      compares models in turn
 benchmark.py comm       counts what tensor and pipeline ranks say to each other
 benchmark.py pipeline   compares idle time with the simulator's
 benchmark.py checkpoint saves and loads
+benchmark.py data       makes tokens of text, and batches of tokens
 """
 
 import argparse
 import signal
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,6 +69,17 @@ Ways take turns within every round. GB/s are of all ranks' masters and moments, 
 has just been written. "training waits" is the median of what a run stands still; "MiB beside" is what the fullest process's resident set
 grew by (for an asynchronous save beside the copy, which stays from save to save)."""
 
+DATA_EXAMPLES = """\
+examples
+  200 MB of this machine's documentation; the others get 20 MB of it
+      python tools/benchmark.py data
+  a corpus and tokenizer of one's own, eight processes
+      python tools/benchmark.py data --input corpus.jsonl --vocab-file tokenizer.json --workers 8
+
+Every row is a whole command, from start to finished files; rows take turns within every round. MB/s are of the input file, "times" is a
+ratio to the NeoX-style loop within each round, "MiB" the largest resident set among the command's processes. Rows of programs
+that are not installed are missing: megatron-core (the loop and the pool use its file builder) and datatrove."""
+
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -95,6 +108,24 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         epilog=CHECKPOINT_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    data = commands.add_parser(
+        "data",
+        help="preprocessing, index building and loading beside other programs'",
+        epilog=DATA_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    data.add_argument("--input", type=Path, metavar="FILE.jsonl", help="corpus (default: texts of this machine)")
+    data.add_argument("--megabytes", type=from_one, default=200, help="size of the corpus that is made (default: 200)")
+    data.add_argument(
+        "--others-megabytes", type=from_one, default=20, help="size of the others' part of it (default: 20)"
+    )
+    data.add_argument(
+        "--vocab-file", type=Path, help="tokenizer.json (default: a byte-level BPE of 50,257, trained on the corpus)"
+    )
+    data.add_argument("--workers", type=from_one, default=2, help="processes of the rows with several (default: 2)")
+    data.add_argument("--rounds", type=from_one, default=3, help="rounds (default: 3)")
+    data.add_argument("--index-tokens", type=float, default=1e9, help="tokens to cut into samples (default: 1e9)")
+    data.add_argument("--folder", type=Path, default=Path(), help="existing folder to write into (default: here)")
     for command in (train, comm, pipeline, checkpoint):
         command.add_argument(
             "configs", nargs="+", metavar="FILE.yml", help="configuration files, read as one; no data is needed"
@@ -130,7 +161,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     checkpoint.add_argument("--folder", type=Path, default=Path(), help="existing folder to write into (default: here)")
     checkpoint.set_defaults(against=[])
     args = parser.parse_args(arguments)
-    args.overrides = read_overrides(parser, args.set)
+    args.overrides = read_overrides(parser, getattr(args, "set", []))
     return args
 
 
@@ -221,6 +252,54 @@ def checkpoint_table(args: argparse.Namespace) -> str:
     return f"{title}\n{aligned([header, *map(row, reports)])}"
 
 
+def data_tables(args: argparse.Namespace) -> str:
+    import tempfile
+
+    from megamesh.training import data_benchmark as speed
+
+    if not args.folder.is_dir():
+        raise ConfigError(f"--folder {args.folder} is not a folder; name one that exists")
+    with tempfile.TemporaryDirectory(dir=args.folder, prefix="benchmark-data-") as name:
+        folder = Path(name)
+        corpus = args.input or speed.write_corpus(folder / "corpus.jsonl", args.megabytes * 1_000_000)
+        part = speed.head(corpus, folder / "part.jsonl", args.others_megabytes * 1_000_000)
+        vocabulary = args.vocab_file or speed.train_vocabulary(corpus, folder / "tokenizer.json")
+        ways = speed.measure_ways(speed.ways(corpus, part, vocabulary, args.workers), args.rounds, folder)
+        prefix = speed.keep_output(ways[0], folder)
+        index = speed.measure_index(int(args.index_tokens), 1_000, 2_048, args.rounds)
+        loads = {n: speed.measure_loader(prefix, 512, 8, n, args.rounds) for n in (0, args.workers)}
+    base = next((way for way in ways if way.name == speed.LOOP), ways[-1])
+    rows = [
+        (
+            way.name, f"{way.num_bytes / 1e6:,.0f}", spread(way.seconds), f"{way.megabytes_per_second:,.1f}",
+            f"{statistics.median(way.ratios(base)):,.1f}", f"{max(way.peak_bytes) / 2**20:,.0f}",
+        )
+        for way in ways
+    ]  # fmt: skip
+    header = ("text to tokens", "MB", "seconds: min / median / max", "MB/s", "times", "MiB")
+    tables = [aligned([header, *rows])]
+    cut = f"{index.num_tokens:.2g} tokens in {index.num_documents:,} documents"
+    cuts = [
+        ("MegaMesh", cut, spread(index.ours)),
+        *([("megatron-core", cut, spread(index.megatron))] if index.megatron else []),
+    ]
+    tables.append(aligned([("sample index", "", "seconds: min / median / max"), *cuts]))
+    speeds_of = [
+        (
+            f"{'in the training process' if n == 0 else f'{n} loader processes'}",
+            f"{statistics.median(speeds):,.0f}",
+            f"{statistics.median(speeds) * 512:,.0f}",
+        )
+        for n, speeds in loads.items()
+    ]
+    tables.append(aligned([("loader, 512 tokens a sample, 8 a batch", "samples/s", "tokens/s"), *speeds_of]))
+    return "\n\n".join(tables)
+
+
+def spread(seconds: Sequence[float]) -> str:
+    return f"{min(seconds):.2f} / {statistics.median(seconds):.2f} / {max(seconds):.2f}"
+
+
 def train_table(args: argparse.Namespace) -> str:
     from megamesh.training.benchmark import Measurement, benchmark
 
@@ -263,7 +342,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parse_arguments(arguments)
     # Leaving in order ends the processes that it has started.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    tables = {"train": train_table, "comm": comm_tables, "pipeline": pipeline_table, "checkpoint": checkpoint_table}
+    tables = {
+        "train": train_table,
+        "comm": comm_tables,
+        "pipeline": pipeline_table,
+        "checkpoint": checkpoint_table,
+        "data": data_tables,
+    }
     return run_command(lambda: print(tables[args.command](args)))
 
 

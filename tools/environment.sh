@@ -2,13 +2,13 @@
 #
 #   MEGAMESH_VENV   where the environment lives (default: .venv in the repository)
 #   PYTHON          the interpreter that makes it (default: python3; 3.11 or newer)
-#   MEGAMESH_EXTRAS what to install beside the core (default: hf,plot,dev; see setup.py)
+#   MEGAMESH_EXTRAS what to install beside the core (default: hf,plot,data,dev; see setup.py)
 #
 # Installation is skipped when neither setup.py nor .constraints.txt has changed since the last one.
 
 megamesh_root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 megamesh_venv="${MEGAMESH_VENV:-$megamesh_root/.venv}"
-megamesh_extras="${MEGAMESH_EXTRAS:-hf,plot,dev}"
+megamesh_extras="${MEGAMESH_EXTRAS:-hf,plot,data,dev}"
 
 megamesh_install() {
     local wanted stamp="$megamesh_venv/.megamesh-installed-$megamesh_extras"

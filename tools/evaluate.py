@@ -4,8 +4,9 @@
     python tools/evaluate.py --checkpoint save/global_step1000 --text a.txt b.txt --choices questions.jsonl --json
     torchrun --nproc-per-node 4 tools/evaluate.py --checkpoint save --text valid.jsonl
 
---text takes .txt (one document per file) and .jsonl (one per line, under "text"). Each document is read from its beginning, the first token
-predicted from the tokenizer's BOS or end-of-document token. One that is longer than --max-length is cut into windows.
+--text takes files, globs and folders, of all the kinds that tools/preprocess_data.py reads: .txt (one document per file), .jsonl (one per
+line, under "text"), .parquet and others, compressed or not. Each document is read from its beginning, the first token predicted from the
+tokenizer's BOS or end-of-document token. One that is longer than --max-length is cut into windows.
 
   loss, token_perplexity            per token; compare only models with the same tokenizer
   word_perplexity, byte_perplexity  per word between white space, per byte of UTF-8; compare any models on the same text
@@ -37,7 +38,8 @@ from megamesh.arguments import add_checkpoint, add_moved_tokenizer, from_one
 from megamesh.checkpoint.inference import OpenCheckpoint, open_checkpoint
 from megamesh.command import json_text, run_command
 from megamesh.config.sections import ModelConfig
-from megamesh.data.text_input import cut_into_shards, find_inputs, read_shard
+from megamesh.data.sources import InputFile, ReadOptions, find_inputs, read_texts
+from megamesh.data.sources.inputs import SUPPORTED
 from megamesh.errors import ConfigError
 from megamesh.evaluation.scores import Question, read_questions, score_choices, score_texts
 from megamesh.generation.processes import first_then_all, load_over, one_model
@@ -51,8 +53,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_checkpoint(parser)
-    parser.add_argument("--text", nargs="+", metavar="FILE", help="documents to predict: .txt and .jsonl files")
-    parser.add_argument("--jsonl-keys", nargs="+", default=["text"], help="keys with text in .jsonl (default: text)")
+    parser.add_argument("--text", nargs="+", metavar="FILE", help=f"documents to predict: {SUPPORTED}")
+    parser.add_argument("--jsonl-keys", nargs="+", default=["text"], help="keys or columns with text (default: text)")
     parser.add_argument("--choices", nargs="+", type=Path, metavar="FILE", help="questions to answer: .jsonl files")
     parser.add_argument("--delimiter", default=" ", help="text between a context and a choice (default: one space)")
     parser.add_argument(
@@ -78,14 +80,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def documents(paths: Sequence[Path], keys: Sequence[str]) -> Iterator[str]:
+def documents(files: Sequence[InputFile], keys: Sequence[str]) -> Iterator[str]:
     """Every text of the files, with a progress bar in bytes."""
-    shards = cut_into_shards(paths, 1 << 16)
-    with _bar(sum(shard.num_bytes for shard in shards), "B", "reading texts") as bar:
-        for shard in shards:
-            for record in read_shard(shard, keys):
-                yield from record.values() if shard.path.suffix == ".jsonl" else [record[keys[0]]]
-            bar.update(shard.num_bytes)
+    with _bar(sum(file.num_bytes for file in files), "B", "reading texts") as bar:
+        yield from read_texts(files, ReadOptions(keys=tuple(keys)), bar.update)
 
 
 def asked(questions: Sequence[Question]) -> Iterator[Question]:
@@ -109,21 +107,25 @@ def max_length(asked_for: int | None, model: ModelConfig) -> int:
     return asked_for or limit
 
 
-def read_inputs(args: argparse.Namespace) -> tuple[OpenCheckpoint, list[Path], list[Question]]:
+def read_inputs(args: argparse.Namespace) -> tuple[OpenCheckpoint, list[InputFile], list[Question]]:
     """What there is to measure, and the checkpoint, not yet its tensors."""
-    paths = find_inputs(args.text, "--text") if args.text else []
+    files = find_inputs(args.text, "--text") if args.text else []
     questions = [question for path in args.choices or [] for question in read_questions(path)]
-    return open_checkpoint(args.checkpoint, vocab_file=args.vocab_file, merge_file=args.merge_file), paths, questions
+    return open_checkpoint(args.checkpoint, vocab_file=args.vocab_file, merge_file=args.merge_file), files, questions
 
 
 def measure(
-    args: argparse.Namespace, opened: OpenCheckpoint, model: Transformer, paths: list[Path], questions: list[Question]
+    args: argparse.Namespace,
+    opened: OpenCheckpoint,
+    model: Transformer,
+    files: list[InputFile],
+    questions: list[Question],
 ) -> dict[str, dict[str, float | None]]:
     """Metrics of texts and of choices, by name."""
     sizes = {"max_length": max_length(args.max_length, opened.run.model), "batch_size": args.batch_size}
     results: dict[str, dict[str, float | None]] = {}
-    if paths:
-        texts = score_texts(model, opened.tokenizer, documents(paths, args.jsonl_keys), **sizes)
+    if files:
+        texts = score_texts(model, opened.tokenizer, documents(files, args.jsonl_keys), **sizes)
         counts = ("num_documents", "num_tokens", "num_words", "num_bytes")
         metrics = ("loss", "token_perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")
         results["text"] = {name: getattr(texts, name) for name in (*counts, *metrics)}
@@ -140,11 +142,11 @@ def as_text(value: float | None) -> str:
 
 def run(args: argparse.Namespace) -> None:
     with one_model(args.device) as (mesh, device):
-        opened, paths, questions = first_then_all(lambda: read_inputs(args))
+        opened, files, questions = first_then_all(lambda: read_inputs(args))
         max_length(args.max_length, opened.run.model)
         dtype = args.dtype or ("float32" if device.type == "cpu" else "bfloat16")
         model = cast(Transformer, load_over(mesh, opened, device, DTYPES[dtype]))  # without a pipeline it is one
-        results = measure(args, opened, model, paths, questions)
+        results = measure(args, opened, model, files, questions)
     if read_launch(os.environ).rank > 0:
         return
     if args.json:

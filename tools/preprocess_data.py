@@ -1,123 +1,254 @@
-"""Tokenize text files into <output-prefix>_<key>_document.bin/.idx for training.
-
-    python tools/preprocess_data.py --input a.jsonl,b.jsonl --tokenizer-type HFTokenizer --vocab-file tokenizer.json \\
-        --append-eod --output-prefix data/corpus --workers 8
-"""
+"""Tokenize a corpus into <output-prefix>_<key>_document.bin/.idx for training, with a manifest <output-prefix>.json."""
 
 import argparse
-import os
+import logging
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from functools import partial
+from multiprocessing import parent_process
+from pathlib import Path
 from typing import get_args
 
 from tqdm import tqdm
 
+from megamesh.arguments import from_one
 from megamesh.command import run_command
 from megamesh.config.sections import TokenizerConfig
-from megamesh.data.preprocess import Settings, preprocess
-from megamesh.data.text_input import find_inputs
-from megamesh.errors import ConfigError
+from megamesh.data.manifest import tokenizer_facts
+from megamesh.data.preprocessing import Settings, Summary, preprocess
+from megamesh.data.preprocessing.encoders import Encoder, TextEncoder
+from megamesh.data.preprocessing.progress import Display
+from megamesh.data.preprocessing.ranks import MpiRanks, OneProcess, Ranks
+from megamesh.data.sources.inputs import InputFile, find_inputs
+from megamesh.data.sources.records import ReadOptions
+from megamesh.errors import ConfigError, DataError
 from megamesh.tokenizer import build_tokenizer
+from megamesh.tokenizer.engines import Choice, fastest_engine
+
+log = logging.getLogger(__name__)
 
 TOKENIZER_TYPES = get_args(TokenizerConfig.model_fields["tokenizer_type"].annotation)
+STANDARD_INPUT = "-"
+
+EXAMPLES = """\
+examples
+  one file, two processes
+      python tools/preprocess_data.py --input a.jsonl --tokenizer-type HFTokenizer --vocab-file tokenizer.json --append-eod \\
+          --workers 2 --output-prefix data/corpus
+  a folder of compressed shards on four machines (shared storage; one rank per machine, 32 processes each)
+      mpirun -n 4 --map-by node python tools/preprocess_data.py --mpi --workers 32 --input /corpus --tokenizer-type HFTokenizer \\
+          --vocab-file tokenizer.json --append-eod --output-prefix /shared/corpus
+  from another program
+      zcat old.warc.gz | extract | python tools/preprocess_data.py --input - …
+
+what is read (by the ending of the name; folders are searched, patterns like 'data/*.jsonl.zst' work in quotes)
+  .jsonl .ndjson .json     one JSON object per line, text under --jsonl-keys
+  .txt                     one document per file, or pieces between --document-separator
+  .parquet .pq .arrow      columns named by --jsonl-keys; also folders written by datasets' save_to_disk
+  .gz .zst .xz of these    and lm_dataformat archives: .jsonl.zst, .jsonl.zst.tar, .dat.zst, .tar(.gz), .zip
+
+what becomes of odd text
+  empty documents          left out and counted (as GPT-NeoX does); with several keys, when all of them are empty
+  byte order mark          removed at the beginning of a file; elsewhere it is text, as is NUL
+  names of special tokens  become these tokens, as in the tokenizer's own library
+  bad records              broken JSON or UTF-8, a key that is missing, null or no text, half a surrogate pair: the run stops and names
+                           file and line; --on-bad-line skip leaves them out and lists them in <output-prefix>.skipped.jsonl
+
+A run that was killed or stopped keeps its complete shards in <output-prefix>.unfinished/; the same command continues there. The bytes
+written do not depend on --workers, on MPI, or on interruptions. Inputs are cut into shards; a compressed file is one shard, so give
+several such files for several processes. Memory: about 150 MB per process, and about ten times the longest document."""
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--input",
-        required=True,
-        nargs="+",
-        help="files separated by commas or spaces: .jsonl (one document per line), .txt (one document per file)",
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--jsonl-keys",
-        nargs="+",
-        default=["text"],
-        help="keys of the text in .jsonl; each writes an output of its own (default: text)",
+    what = parser.add_argument_group("input")
+    what.add_argument(
+        "--input", required=True, nargs="+",
+        help="files, folders or patterns, separated by commas or spaces; - reads standard input",
+    )  # fmt: skip
+    what.add_argument(
+        "--jsonl-keys", nargs="+", default=["text"],
+        help="keys (or columns) of the text; each writes an output of its own (default: text)",
+    )  # fmt: skip
+    what.add_argument(
+        "--document-separator", metavar="TEXT",
+        help=r"what divides a .txt file into documents; \n is a line end (default: a file is one document)",
+    )  # fmt: skip
+    what.add_argument(
+        "--join-paragraphs", action="store_true", help="join lists of texts by blank lines, as lm_dataformat does"
     )
-    parser.add_argument(
-        "--num-docs", type=int, help="documents in the input, if known: the progress line then counts towards it"
+    what.add_argument(
+        "--max-document-mib", type=from_one, default=64, metavar="MIB",
+        help="longest document that is read; a longer one is a bad record (default: 64)",
+    )  # fmt: skip
+    what.add_argument(
+        "--on-bad-line", choices=["stop", "skip"], default="stop",
+        help="stop at a bad record, or leave it out, count and list it (default: stop)",
+    )  # fmt: skip
+    what.add_argument(
+        "--stdin-format", choices=["jsonl", "txt"], default="jsonl", help="kind of standard input (default: jsonl)"
     )
-    parser.add_argument("--tokenizer-type", required=True, choices=TOKENIZER_TYPES, help="kind of tokenizer")
-    parser.add_argument(
-        "--vocab-file", help="tokenizer.json, sentencepiece model, vocab.json or vocabulary of characters"
+    what.add_argument("--num-docs", type=int, help="documents in the input, if known: progress then counts towards it")
+    how = parser.add_argument_group("tokens")
+    how.add_argument("--tokenizer-type", required=True, choices=TOKENIZER_TYPES, help="kind of tokenizer")
+    how.add_argument(
+        "--vocab-file", help="tokenizer.json, sentencepiece model, vocab.json, .tiktoken or vocabulary of characters"
     )
-    parser.add_argument("--merge-file", help="merges.txt of GPT2BPETokenizer")
-    parser.add_argument("--append-eod", action="store_true", help="end every document with the end-of-document token")
-    parser.add_argument("--ftfy", action="store_true", help="mend broken Unicode with ftfy first")
-    parser.add_argument("--output-prefix", required=True, help="start of the outputs' names")
-    parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
-    parser.add_argument(
+    how.add_argument("--merge-file", help="merges.txt of GPT2BPETokenizer")
+    how.add_argument(
+        "--tokenizer-engine", choices=get_args(Choice), default="auto",
+        help="auto: gigatoken where its ids are exactly the tokenizer's (checked throughout), else the tokenizer's own library",
+    )  # fmt: skip
+    how.add_argument("--append-eod", action="store_true", help="end every document with the end-of-document token")
+    how.add_argument("--ftfy", action="store_true", help="mend broken Unicode with ftfy first")
+    out = parser.add_argument_group("output")
+    out.add_argument("--output-prefix", required=True, help="start of the outputs' names")
+    out.add_argument("--overwrite", action="store_true", help="replace existing outputs")
+    out.add_argument(
         "--dataset-impl", choices=["mmap"], default="mmap", help="format of the output; mmap is the only one"
     )
-    parser.add_argument("--workers", type=int, default=1, help="tokenizing processes (default: 1)")
-    parser.add_argument(
+    speed = parser.add_argument_group("processes")
+    speed.add_argument(
+        "--workers", type=from_one, default=1, help="tokenizing processes, under MPI per rank (default: 1)"
+    )
+    speed.add_argument("--mpi", action="store_true", help="share the work with the other ranks of an mpirun or srun")
+    speed.add_argument(
         "--log-interval",
         type=int,
         default=100,
-        help="fewest documents between two updates of the progress line (default: 100)",
+        help="fewest documents between two updates of the progress (default: 100)",
     )
     return parser.parse_args(arguments)
 
 
-class Progress:
-    """A bar in bytes of input, with MB/s and documents/s."""
-
-    def __init__(self, total_bytes: int, num_docs: int | None, log_interval: int):
-        self._bar = tqdm(total=total_bytes, unit="B", unit_scale=True, desc="tokenizing", mininterval=0.5)
-        self._num_docs, self._log_interval = num_docs, log_interval
-        self._documents = self._shown = self._bytes = 0
-        self._started = time.monotonic()
-
-    def __call__(self, num_bytes: int, num_documents: int) -> None:
-        self._documents += num_documents
-        self._bytes += num_bytes
-        if self._documents - self._shown >= self._log_interval:
-            self._shown = self._documents
-            self._bar.set_postfix_str(self.rates(), refresh=False)
-        self._bar.update(num_bytes)
-
-    def rates(self) -> str:
-        seconds = max(time.monotonic() - self._started, 1e-9)
-        known = "" if self._num_docs is None else f"/{self._num_docs}"
-        return f"{self._documents}{known} docs, {self._documents / seconds:.0f} docs/s, {self._bytes / seconds / 1e6:.2f} MB/s"
-
-    def close(self) -> None:
-        self._bar.close()
-
-
-def run(args: argparse.Namespace) -> None:
-    if args.workers < 1:
-        raise ConfigError(f"--workers={args.workers}: at least 1 process is needed")
+def run(args: argparse.Namespace, ranks: Ranks) -> None:
     if len(set(args.jsonl_keys)) != len(args.jsonl_keys):
         raise ConfigError(f"--jsonl-keys={' '.join(args.jsonl_keys)} names a key twice")
-    inputs = find_inputs(args.input)
     config = TokenizerConfig(tokenizer_type=args.tokenizer_type, vocab_file=args.vocab_file, merge_file=args.merge_file)
-    settings = Settings(tuple(args.jsonl_keys), args.append_eod, args.ftfy)
-    progress = Progress(sum(os.path.getsize(path) for path in inputs), args.num_docs, args.log_interval)
+    make_encoder = partial(
+        build_encoder, config, args.tokenizer_engine, tuple(args.jsonl_keys), args.append_eod, args.ftfy
+    )
+    settings = Settings(
+        ReadOptions(
+            keys=tuple(args.jsonl_keys),
+            separator=_unescaped(args.document_separator),
+            max_document_bytes=args.max_document_mib << 20,
+            join_paragraphs=args.join_paragraphs,
+        ),
+        {"append_eod": args.append_eod, "ftfy": args.ftfy},
+        skip_bad=args.on_bad_line == "skip",
+    )
+    started = time.monotonic()
+    inputs = _find_inputs(args) if ranks.rank == 0 else []
+    show = partial(
+        Display,
+        name="tokenizing" if ranks.size == 1 else f"rank {ranks.rank}",
+        num_docs=args.num_docs,
+        log_interval=args.log_interval,
+        bar=ranks.size == 1,
+    )
+    summary = preprocess(
+        inputs,
+        args.output_prefix,
+        make_encoder,
+        settings,
+        workers=args.workers,
+        overwrite=args.overwrite,
+        ranks=ranks,
+        show=show,
+    )
+    if ranks.rank == 0:
+        _spool_path(args).unlink(missing_ok=True)
+        print(described(summary, sum(file.num_bytes for file in inputs), time.monotonic() - started))
+
+
+def described(summary: Summary, num_bytes: int, seconds: float) -> str:
+    """What was done, for people."""
+    left_out = [f"{summary.num_empty:,} empty"] if summary.num_empty else []
+    left_out += [f"{count:,} {reason}" for reason, count in summary.skipped.items()]
+    lines = [
+        f"{summary.num_documents:,} documents, {summary.num_tokens:,} tokens, {num_bytes / seconds / 1e6:,.1f} MB/s of input"
+        + (f"; left out: {', '.join(left_out)}" if left_out else ""),
+        *(f"wrote {prefix}.bin and {prefix}.idx" for prefix in summary.prefixes),
+    ]
+    return "\n".join([*lines, *([f"bad records are listed in {summary.report}"] if summary.report else [])])
+
+
+def _find_inputs(args: argparse.Namespace) -> list[InputFile]:
+    if args.input != [STANDARD_INPUT]:
+        return find_inputs(args.input)
+    return find_inputs([str(_spool(_spool_path(args)))])
+
+
+def _spool_path(args: argparse.Namespace) -> Path:
+    return Path(f"{args.output_prefix}.stdin.{args.stdin_format}")
+
+
+def _spool(path: Path) -> Path:
+    """Bring standard input to the disk, where it can be cut into shards and read again after an interruption."""
     try:
-        summary = preprocess(
-            inputs,
-            args.output_prefix,
-            partial(build_tokenizer, config),
-            settings,
-            workers=args.workers,
-            overwrite=args.overwrite,
-            progress=progress,
-        )
-    finally:
-        progress.close()
-    left_out = f"; {summary.num_empty} empty records left out" if summary.num_empty else ""
-    print(f"{progress.rates()}; {summary.num_tokens} tokens{left_out}")
-    for prefix in summary.prefixes:
-        print(f"wrote {prefix}.bin and {prefix}.idx")
+        with (
+            path.open("wb") as file,
+            tqdm(unit="B", unit_scale=True, desc="reading standard input", disable=None) as bar,
+        ):
+            while block := sys.stdin.buffer.read(1 << 20):
+                bar.update(file.write(block))
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; standard input is kept there while it is tokenized") from error
+    log.info("standard input is in %s; if this run is interrupted, continue with --input %s", path, path)
+    return path
+
+
+def build_encoder(
+    config: TokenizerConfig, engine: Choice, keys: tuple[str, ...], append_eod: bool, ftfy: bool
+) -> Encoder:
+    """What each process encodes with."""
+    tokenizer = build_tokenizer(config)
+    fastest, line = fastest_engine(tokenizer, engine)
+    if parent_process() is None:
+        log.info("%s", line)
+    files = [path for path in (config.vocab_file, config.merge_file) if path]
+    facts = tokenizer_facts(config.tokenizer_type, tokenizer.vocab_size, files)
+    return TextEncoder(fastest, facts, keys, eod_id=tokenizer.eod_id if append_eod else None, ftfy=ftfy)
+
+
+def _unescaped(separator: str | None) -> str | None:
+    if separator is None:
+        return None
+    text = separator.replace("\\n", "\n").replace("\\t", "\t")
+    if not text:
+        raise ConfigError("--document-separator is empty; leave it out for one document per file")
+    return text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    return run_command(lambda: run(parse_arguments(arguments)))
+    args = parse_arguments(arguments)
+    if not args.mpi:
+        return run_command(lambda: run(args, OneProcess()))
+    return run_under_mpi(args)
+
+
+def run_under_mpi(args: argparse.Namespace) -> int:
+    """A rank that fails ends all: the others would wait for it for ever."""
+    ranks: Ranks = OneProcess()
+
+    def work() -> None:
+        nonlocal ranks
+        ranks = MpiRanks()
+        run(args, ranks)
+
+    try:
+        status = run_command(work)
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    if status:
+        ranks.stop(status)
+    return status
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from megamesh.command import run_command
-from megamesh.data.text_input import Shard, cut_into_shards, find_inputs, read_shard
+from megamesh.data.sources import InputFile, ReadOptions, estimate_text_bytes, find_inputs, read_texts
+from megamesh.data.sources.inputs import SUPPORTED
 from megamesh.errors import ConfigError
 from megamesh.tokenizer import train
 
@@ -28,10 +29,13 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="kind of sentencepiece model (default: unigram)",
     )
     parser.add_argument(
-        "--input", required=True, nargs="+", help=".jsonl and .txt files, separated by spaces or commas"
+        "--input",
+        required=True,
+        nargs="+",
+        help=f"files, globs and folders, separated by spaces or commas: {SUPPORTED}",
     )
     parser.add_argument(
-        "--jsonl-keys", nargs="+", default=["text"], help="keys whose text is read from .jsonl (default: text)"
+        "--jsonl-keys", nargs="+", default=["text"], help="keys or columns whose text is read (default: text)"
     )
     parser.add_argument(
         "--vocab-size", type=int, help="number of token ids, special ones included (characters: default all)"
@@ -47,13 +51,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def documents(shards: Sequence[Shard], keys: Sequence[str]) -> Iterator[str]:
-    """Every text of the shards, with a progress bar in bytes."""
-    with tqdm(total=sum(s.num_bytes for s in shards), unit="B", unit_scale=True, desc="reading", mininterval=1) as bar:
-        for shard in shards:
-            for record in read_shard(shard, keys):
-                yield from record.values() if shard.path.suffix == ".jsonl" else [record[keys[0]]]
-            bar.update(shard.num_bytes)
+def documents(files: Sequence[InputFile], options: ReadOptions) -> Iterator[str]:
+    """Every text of the files, with a progress bar in bytes."""
+    total = sum(file.num_bytes for file in files)
+    with tqdm(total=total, unit="B", unit_scale=True, desc="reading", mininterval=1) as bar:
+        yield from read_texts(files, options, bar.update)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -65,10 +67,9 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError(f"--type {args.type} needs --vocab-size")
     if args.max_bytes < 1:
         raise ConfigError(f"--max-bytes={args.max_bytes} leaves no text to learn from")
-    paths = find_inputs(args.input)
-    shards = cut_into_shards(paths, 4 << 20)
-    texts = train.non_empty(documents(shards, args.jsonl_keys), ", ".join(map(str, paths)))
-    total_bytes = sum(s.num_bytes for s in shards)
+    files, options = find_inputs(args.input), ReadOptions(keys=tuple(args.jsonl_keys))
+    texts = train.non_empty(documents(files, options), ", ".join(str(file.path) for file in files))
+    total_bytes = estimate_text_bytes(files, options)
     if args.type == "sentencepiece":
         lines = train.thinned(train.lines_of(texts), total_bytes=total_bytes, max_bytes=args.max_bytes)
         train.train_sentencepiece(lines, args.output, vocab_size=args.vocab_size, model_type=args.model_type)

@@ -84,7 +84,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     loss = parser.add_argument_group("loss, before and after, in float32")
     loss.add_argument(
-        "--text", nargs="+", type=Path, metavar="FILE", help="text to take it on: .txt, or .jsonl with a text key"
+        "--text",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="text to take it on: .txt, .jsonl with a text key, or another kind that preprocess_data.py reads",
     )
     loss.add_argument(
         "--max-windows",

@@ -86,6 +86,51 @@ def weights_match_paths(given: Given) -> Iterator[str]:
             yield f"{shown}: weights must not be negative, and one must be positive"
 
 
+@rule(*(f"{split}_{kind}" for split in SPLITS for kind in ("data_paths", "label_data_paths")))
+def labels_match_paths(given: Given) -> Iterator[str]:
+    for split in SPLITS:
+        paths, labels = given.value(f"{split}_data_paths"), given.value(f"{split}_label_data_paths")
+        if labels is not None and len(labels) != len(paths or []):
+            shown = given.show(f"{split}_label_data_paths")
+            yield f"{shown} has {len(labels)} prefixes for the {len(paths or [])} of {split}_data_paths; give one each, or none"
+
+
+WEIGHT_KEYS = ("weight_by_num_tokens", "weight_by_num_documents")
+
+
+@rule("train_data_paths", *WEIGHT_KEYS, *(f"{split}_data_weights" for split in SPLITS))
+def weights_are_said_once(given: Given) -> Iterator[str]:
+    by_size = [key for key in WEIGHT_KEYS if given.value(key)]
+    lists = [key for key in (f"{split}_data_weights" for split in SPLITS) if given.has(key)]
+    if by_size and len(by_size + lists) > 1:
+        yield f"{' and '.join(map(given.show, (by_size + lists)[:2]))} both decide the weights of a blend; keep one"
+    if by_size and not given.has("train_data_paths"):
+        yield f"{given.show(by_size[0])} needs train_data_paths, whose weights it decides"
+
+
+@rule("train_epochs", "train_data_paths", "train_data_weights", "weighted_sampler_alpha", *WEIGHT_KEYS)
+def passes_have_no_weights(given: Given) -> Iterator[str]:
+    if not given.has("train_epochs") or len(given.value("train_data_paths") or []) < 2:
+        return
+    data = given.run.data
+    contradicting = [
+        *(["train_data_weights"] if given.has("train_data_weights") else []),
+        *(["weight_by_num_documents"] if data.weight_by_num_documents else []),
+        *(["weighted_sampler_alpha"] if data.weight_by_num_tokens and data.weighted_sampler_alpha != 1 else []),
+    ]
+    if contradicting:
+        yield (
+            f"{given.show('train_epochs')} passes over each of train_data_paths leave no choice to {given.show(contradicting[0])}; "
+            "remove it, or write train_iters"
+        )
+
+
+@rule("valid_per_dataset", "valid_data_paths")
+def validation_parts_have_paths(given: Given) -> Iterator[str]:
+    if given.run.data.valid_per_dataset and not given.has("valid_data_paths"):
+        yield f"{given.show('valid_per_dataset')} needs valid_data_paths, whose losses it shows; add them or remove it"
+
+
 @rule("split", "data_path", "eval_iters")
 def split_has_shares(given: Given) -> Iterator[str]:
     try:
@@ -160,6 +205,10 @@ RUN_RULES: tuple[Rule, ...] = (
     data_is_said_once,
     data_is_given,
     weights_match_paths,
+    labels_match_paths,
+    weights_are_said_once,
+    passes_have_no_weights,
+    validation_parts_have_paths,
     split_has_shares,
     evaluation_has_data,
     vocabulary_is_known,

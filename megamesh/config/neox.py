@@ -30,7 +30,7 @@ IGNORED_BY_REASON: dict[str, str] = {
         is_pipe_parallel distributed_backend deepspeed deepscale deepscale_config dump_state fp32_allreduce world_size
         local_rank rank global_num_gpus iteration do_train do_valid do_test save_iters config_files git_hash user_script
         checkpoint_validation_with_forward_pass no_save_rng use_shared_fs sparse_attention sparsity_config""",
-    "data files are always memory-mapped .bin/.idx pairs": "data_impl mmap_warmup short_seq_prob allow_chopped",
+    "data files are always memory-mapped .bin/.idx pairs": "data_impl mmap_warmup short_seq_prob",
     "the schedule is a function of the step": "use_checkpoint_lr_scheduler",
     "log_interval decides what is printed": """
         steps_per_print wall_clock_breakdown log_dir log_grad_norm flops_profiler gradient_noise_scale_n_batches
@@ -44,8 +44,8 @@ IGNORED_BY_REASON: dict[str, str] = {
         text_gen_type temperature top_p top_k return_logits maximum_tokens prompt_end sample_input_file sample_output_file
         num_samples recompute eval_results_prefix eval_tasks""",
     "belongs to a feature that is off": """
-        rpe_num_buckets rpe_max_distance scalenorm_epsilon gmlp_attn_dim param_sharing_style weighted_sampler_alpha
-        weighted_document_limit adlr_autoresume_interval coord_check save_base_shapes base_shapes_file mup_init_scale
+        rpe_num_buckets rpe_max_distance scalenorm_epsilon gmlp_attn_dim param_sharing_style
+        adlr_autoresume_interval coord_check save_base_shapes base_shapes_file mup_init_scale
         mup_attn_temp mup_output_temp mup_embedding_mult mup_rp_embedding_mult mup_width_scale te_fp8_format te_fp8_wgrad
         te_fp8_amax_history_len te_fp8_amax_compute_algo te_fp8_margin moe_top_k moe_loss_coeff moe_router_type
         moe_token_dropping moe_train_capacity_factor moe_eval_capacity_factor moe_min_capacity expert_interval
@@ -132,12 +132,8 @@ REFUSED: dict[str, Refusal] = {
     "adlr_autoresume": _refuse("a run resumes by itself from save; remove it", False),
     "train_impl": _refuse("only pretraining is supported; remove it", "normal"),
     # data
-    "label_data_paths": _refuse(_NOT_YET),
-    "train_label_data_paths": _refuse(_NOT_YET),
-    "valid_label_data_paths": _refuse(_NOT_YET),
-    "test_label_data_paths": _refuse(_NOT_YET),
+    "label_data_paths": _refuse("write train_data_paths with train_label_data_paths, and so for valid and test"),
     "dataset_impl": _refuse("only plain pretraining data is read; remove it", "gpt2"),
-    "weight_by_num_documents": _refuse("write train_data_weights", False),
     "eod_mask_loss": _refuse(_NOT_YET, False),
     "packing": _refuse("write pack_impl: packed, which is the default", False),
     "loss_on_targets_only": _refuse(_NOT_YET, False),

@@ -298,7 +298,7 @@ class TrainingConfig(Section):
 
     train_iters: int | None = Field(None, ge=1, description="Optimizer steps. Give this or train_epochs.")
     train_epochs: int | None = Field(
-        None, ge=1, description="Passes over the training split. Give this or train_iters."
+        None, ge=1, description="Passes over the training data, over each path of a blend. Give this or train_iters."
     )
     eval_interval: int = Field(1000, ge=1, description="Steps between evaluations.")
     eval_iters: int = Field(100, ge=0, description="Global batches per evaluation; 0 turns evaluation off.")
@@ -330,14 +330,50 @@ class DataConfig(Section):
     )
     valid_data_paths: list[str] | None = Field(None, description="Prefixes of the validation data.")
     test_data_paths: list[str] | None = Field(None, description="Prefixes of the test data.")
+    train_label_data_paths: list[str] | None = Field(
+        None,
+        description="Labels of the training data: as many prefixes, each with the sequences and lengths of its data. A negative label "
+        "(-100) is not counted in the loss; labels are shifted here, as the tokens are.",
+    )
+    valid_label_data_paths: list[str] | None = Field(None, description="Labels of the validation data.")
+    test_label_data_paths: list[str] | None = Field(None, description="Labels of the test data.")
     train_data_weights: list[float] | None = Field(None, description="One weight per training prefix. Default: equal.")
     valid_data_weights: list[float] | None = Field(
         None, description="One weight per validation prefix. Default: equal."
     )
     test_data_weights: list[float] | None = Field(None, description="One weight per test prefix. Default: equal.")
+    weight_by_num_tokens: bool = Field(
+        False,
+        description="Weights of all *_data_paths from their numbers of tokens t: t^weighted_sampler_alpha.",
+    )
+    weight_by_num_documents: bool = Field(
+        False,
+        description="Weights of all *_data_paths from their shares p of the documents: p^weighted_sampler_alpha · (1 − p), as in GPT-NeoX.",
+    )
+    weighted_sampler_alpha: float = Field(
+        1.0,
+        ge=0,
+        description="Exponent of weight_by_num_tokens and weight_by_num_documents; below 1 favours small datasets.",
+    )
+    weighted_document_limit: int | None = Field(
+        None, ge=1, description="With weight_by_num_documents: a dataset counts at most so many documents."
+    )
+    valid_per_dataset: bool = Field(
+        False,
+        description="Besides the blend's, measure the loss of each of valid_data_paths on eval_iters batches of its own.",
+    )
     split: str = Field("969,30,1", description="Shares of data_path's documents for training, validation and test.")
-    pack_impl: Literal["packed"] = Field(
-        "packed", description="How documents fill samples: packed one after the other."
+    pack_impl: Literal["packed", "pack_until_overflow", "unpacked"] = Field(
+        "packed",
+        description="How documents fill samples: packed lays them end to end and cuts; pack_until_overflow takes whole documents until the "
+        "next does not fit; unpacked takes one. The last two pad, which the loss does not count.",
+    )
+    allow_chopped: bool = Field(
+        True,
+        description="pack_until_overflow, unpacked: cut off documents longer than a sample. False: leave them out. No effect with packed.",
+    )
+    data_cache_path: str | None = Field(
+        None, description="Folder for the index caches. Default: beside each data file."
     )
     num_workers: int = Field(
         2, ge=0, description="Loader processes per rank that read ahead; 0 reads in the training process."

@@ -1,6 +1,7 @@
 """One micro-batch, shifted once.
 
-    rows of S+1 tokens ─▶ tokens = row[:-1], labels = row[1:], loss_mask = 1
+    rows of S+1 tokens           ─▶ tokens = row[:-1], labels = row[1:], loss_mask = 1
+    rows of S+1 labels beside it ─▶ labels = row[1:], loss_mask = 0 where one is negative
 
 Shapes: B samples, S tokens. tokens_BS and labels_BS are int64, loss_mask_BS is float32.
 """
@@ -33,8 +34,17 @@ class Batch:
         return Batch(*(tensor.pin_memory() for tensor in self.inputs()))
 
 
-def make_batch(samples: Sequence[np.ndarray]) -> Batch:
-    """Rows of S+1 token ids → Batch of S positions; every position counts."""
-    rows = torch.from_numpy(np.stack(samples).astype(np.int64, copy=False))
-    labels_BS = rows[:, 1:].contiguous()
-    return Batch(rows[:, :-1].contiguous(), labels_BS, torch.ones(labels_BS.shape, dtype=torch.float32))
+def make_batch(tokens: Sequence[np.ndarray], labels: Sequence[np.ndarray] | None = None) -> Batch:
+    """Rows of S+1 token ids, and of the labels at the same positions → Batch of S positions.
+
+    Without labels the next token is the label, and every position counts; of labels, the negative ones do not count.
+    """
+    rows = _rows(tokens)
+    labels_BS = (rows if labels is None else _rows(labels))[:, 1:].contiguous()
+    if labels is None:
+        return Batch(rows[:, :-1].contiguous(), labels_BS, torch.ones(labels_BS.shape, dtype=torch.float32))
+    return Batch(rows[:, :-1].contiguous(), labels_BS.clamp(min=0), (labels_BS >= 0).float())
+
+
+def _rows(rows: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(rows).astype(np.int64, copy=False))

@@ -61,12 +61,12 @@ class IndexedDataset:
     def __getitem__(self, index: int) -> np.ndarray:
         return self.get(index)
 
-    def check_token_ids(self, vocab_size: int) -> None:
+    def check_token_ids(self, vocab_size: int, cache_folder: Path | None = None) -> None:
         """Raise DataError where a token id is negative or not below `vocab_size`.
 
-        The scan's result is kept in `<prefix>.token_range.json` (rule: token_range.py), so that it runs once per file.
+        The scan's result is kept in `<prefix>.token_range.json` or in `cache_folder` (rule: token_range.py), so that it runs once per file.
         """
-        smallest, largest = largest_and_smallest_id(Path(bin_path(self.prefix)), self.dtype, vocab_size)
+        smallest, largest = largest_and_smallest_id(Path(bin_path(self.prefix)), self.dtype, vocab_size, cache_folder)
         if smallest < 0 or largest >= vocab_size:
             wrong = smallest if smallest < 0 else largest
             raise DataError(

@@ -124,7 +124,11 @@ class _MicroBatches(Dataset):
         self._dataset = dataset
 
     def read(self, ids: range) -> Batch:
-        return make_batch([self._dataset[i] for i in ids])
+        samples = [self._dataset[i] for i in ids]
+        tokens = [sample.tokens for sample in samples]
+        if all(sample.labels is None for sample in samples):
+            return make_batch(tokens)
+        return make_batch(tokens, [sample.tokens if sample.labels is None else sample.labels for sample in samples])
 
     def __getitem__(self, ids: range) -> Batch | MegaMeshError:
         try:

@@ -9,7 +9,7 @@ The .bin is streamed; lengths (4 bytes per sequence) stay in memory until the en
 import os
 import shutil
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -82,17 +82,9 @@ class IndexedWriter:
 
     def _write_index(self) -> None:
         lengths = np.frombuffer(self._lengths, np.int32)
-        with self._temporary[1].open("wb") as file:
-            file.write(HEADER.pack(MAGIC, VERSION, DTYPE_CODES[self.dtype], len(lengths), len(self._documents)))
-            file.write(lengths.astype("<i4").tobytes())
-            begin = 0
-            for start in range(0, len(lengths), CHUNK):
-                ends = begin + np.cumsum(lengths[start : start + CHUNK], dtype=np.int64) * self.dtype.itemsize
-                file.write(np.concatenate(([begin], ends[:-1])).astype("<i8").tobytes())
-                begin = int(ends[-1])
-            file.write(np.frombuffer(self._documents, np.int64).astype("<i8").tobytes())
-            file.flush()
-            os.fsync(file.fileno())
+        documents = np.frombuffer(self._documents, np.int64)
+        pieces = [lengths[start : start + CHUNK] for start in range(0, len(lengths), CHUNK)]
+        write_index(self._temporary[1], self.dtype, pieces, len(lengths), document_index=documents)
 
     def close(self) -> None:
         """Put both files under their final names."""
@@ -132,3 +124,38 @@ class IndexedWriter:
         except BaseException:
             self.abort()
             raise
+
+
+def write_index(
+    path: Path,
+    dtype: np.dtype,
+    lengths: Iterable[np.ndarray],
+    num_sequences: int,
+    *,
+    document_index: np.ndarray | None = None,
+) -> None:
+    """Write an .idx whose sequences lie end to end in their .bin, and bring it to disk.
+
+    `lengths`: those of all sequences, in pieces [n] int32 of any size; gone through twice, one piece in memory at a time.
+    `document_index` [documents + 1] int64; without it every sequence is a document.
+    """
+    num_documents = num_sequences + 1 if document_index is None else len(document_index)
+    with path.open("wb") as file:
+        file.write(HEADER.pack(MAGIC, VERSION, DTYPE_CODES[np.dtype(dtype)], num_sequences, num_documents))
+        found = 0
+        for piece in lengths:
+            file.write(piece.astype("<i4", copy=False).tobytes())
+            found += len(piece)
+        assert found == num_sequences, f"{path}: {found} lengths for {num_sequences} sequences"
+        begin = 0
+        for piece in lengths:
+            ends = begin + np.cumsum(piece, dtype=np.int64) * np.dtype(dtype).itemsize
+            file.write(np.concatenate(([begin], ends[:-1])).astype("<i8").tobytes() if len(piece) else b"")
+            begin = int(ends[-1]) if len(piece) else begin
+        if document_index is not None:
+            file.write(document_index.astype("<i8").tobytes())
+        else:
+            for start in range(0, num_documents, CHUNK):
+                file.write(np.arange(start, min(start + CHUNK, num_documents), dtype="<i8").tobytes())
+        file.flush()
+        os.fsync(file.fileno())

@@ -21,7 +21,7 @@ LARGEST_EXPONENT = 20.0
 
 
 def mean_loss(engine: TrainingEngine, mesh: ProcessMesh, batches: Iterable[Batch]) -> float:
-    """Mean cross entropy in nats per counted token over all data-parallel ranks' batches; every rank gets it."""
+    """Mean cross entropy in nats per counted token over all data-parallel ranks' batches; every rank gets it. NaN where none is counted."""
     total = torch.zeros(2, dtype=torch.float64, device=engine.device)
     remaining = iter(batches)
     while on_host := list(islice(remaining, engine.accumulation_steps)):  # as many at a time as in a training step
@@ -31,7 +31,7 @@ def mean_loss(engine: TrainingEngine, mesh: ProcessMesh, batches: Iterable[Batch
         total += torch.stack(((losses * num_tokens).sum(), num_tokens.sum()))
     dist.all_reduce(total, group=mesh.group("dp"))
     loss_sum, tokens = total.tolist()
-    return loss_sum / tokens
+    return loss_sum / tokens if tokens else math.nan
 
 
 def perplexity(loss: float) -> float:

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 
 from megamesh.data.batch import Batch, make_batch
-from megamesh.data.text_input import SUPPORTED, cut_into_shards, read_shard
+from megamesh.data.sources import ReadOptions, find_inputs, read_texts
 from megamesh.errors import DataError
 from megamesh.model.transformer import Transformer
 from megamesh.tokenizer import Tokenizer
 
 BATCH_SIZE = 4
-_WHOLE_FILE = 1 << 62
+_OPTIONS = ReadOptions(mend="the text must stand under text")
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,9 @@ def read_windows(paths: Sequence[Path], tokenizer: Tokenizer, length: int, most:
 
 
 def _documents(paths: Sequence[Path], tokenizer: Tokenizer) -> Iterator[list[int]]:
-    for path in paths:
-        if path.suffix not in SUPPORTED or not path.is_file():
-            kinds = ", ".join(f"{suffix} ({meaning})" for suffix, meaning in SUPPORTED.items())
-            raise DataError(f"--text={path} is not a file that can be read; name one of {kinds}")
-    for shard in cut_into_shards(paths, _WHOLE_FILE):
-        for record in read_shard(shard, ("text",), mend="the text must stand under text"):
-            if record["text"]:
-                yield [*tokenizer.encode(record["text"]), tokenizer.eod_id]
+    for text in read_texts(find_inputs([str(path) for path in paths], "--text"), _OPTIONS):
+        if text:
+            yield [*tokenizer.encode(text), tokenizer.eod_id]
 
 
 @torch.no_grad()

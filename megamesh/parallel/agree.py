@@ -29,6 +29,30 @@ def rank_zero_first(build: Callable[[], T]) -> T:
     return build()
 
 
+def node_by_node(build: Callable[[], T], local_rank: int) -> T:
+    """Call `build` on rank 0, then on the first rank of every node, then on all others: one process of a node writes the files that the
+    others find, whether nodes share a disk or not.
+
+    Where a call fails, it raises its error there and the other ranks leave with status 1, silently. A collective.
+    """
+    turn = 0 if dist.get_rank() == 0 else 1 if local_rank == 0 else 2
+    results: list[T] = []
+    for current in range(3):
+        error: BaseException | None = None
+        if current == turn:
+            try:
+                results.append(build())
+            except BaseException as caught:  # raised below, once all ranks know
+                error = caught
+        succeeded = [False] * dist.get_world_size()
+        dist.all_gather_object(succeeded, error is None)
+        if error is not None:
+            raise error
+        if not all(succeeded):
+            raise SystemExit(1)
+    return results[0]
+
+
 def largest(value: int, device: torch.device) -> int:
     """The largest of all ranks' values. A collective."""
     tensor = torch.tensor(value, device=device)

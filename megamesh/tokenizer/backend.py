@@ -56,6 +56,21 @@ class BackendTokenizer:
             )
         return found
 
+    @property
+    def backend(self) -> Tokenizer:
+        """The library's tokenizer."""
+        return self._backend
+
+    @property
+    def spells_out_specials(self) -> bool:
+        """Whether the name of a special token in the text is text like any other."""
+        return self._spell_out_specials
+
+    @property
+    def special_names(self) -> list[str]:
+        """The tokens that were added to the model's own, special ones and others."""
+        return [token.content for token in self._backend.get_added_tokens_decoder().values()]
+
     def encode(self, text: str) -> list[int]:
         return list(self._backend.encode(text).ids)
 

@@ -19,7 +19,7 @@ from megamesh.checkpoint.load import load_checkpoint
 from megamesh.checkpoint.meta import CheckpointMeta, RunState
 from megamesh.checkpoint.reader import read_meta
 from megamesh.config.batch import ResolvedBatch, resolve_batch
-from megamesh.config.sections import BatchConfig, CheckpointConfig, OptimizerConfig, RunConfig
+from megamesh.config.sections import SECTIONS, BatchConfig, CheckpointConfig, OptimizerConfig, RunConfig
 from megamesh.engine.engine import TrainingEngine
 from megamesh.errors import CheckpointError
 
@@ -27,7 +27,19 @@ log = logging.getLogger(__name__)
 ORDER_KEYS = {
     "model": ("seq_length", "max_position_embeddings"),
     "training": ("seed",),
-    "data": ("data_path", "split", "train_data_paths", "train_data_weights"),
+    "data": (
+        "data_path",
+        "split",
+        "train_data_paths",
+        "train_label_data_paths",
+        "train_data_weights",
+        "weight_by_num_tokens",
+        "weight_by_num_documents",
+        "weighted_sampler_alpha",
+        "weighted_document_limit",
+        "pack_impl",
+        "allow_chopped",
+    ),
 }
 """Keys that decide which samples follow the consumed ones, beside the batch size and the length of the run."""
 FREE_KEYS = {
@@ -153,7 +165,11 @@ def changed_order_keys(
 ) -> list[tuple[str, Any, Any]]:
     """(key, value then, value now) of the keys that decide the order of samples and are different now."""
     saved, now = meta.config, config.model_dump(mode="json")
-    pairs = [(key, saved[section].get(key), now[section][key]) for section, keys in ORDER_KEYS.items() for key in keys]
+    pairs = [
+        (key, saved[section].get(key, SECTIONS[section].model_fields[key].default), now[section][key])
+        for section, keys in ORDER_KEYS.items()
+        for key in keys
+    ]
     saved_batch = resolve_batch(BatchConfig.model_validate(saved["batch"]), meta.layout["dp_size"])
     pairs.append(("train_batch_size", saved_batch.train_batch_size, batch.train_batch_size))
     # Batch size and length decide together how many epochs are shuffled as one.

@@ -29,9 +29,10 @@ from megamesh.engine.distributed import init_distributed, shut_down_distributed
 from megamesh.engine.engine import TrainingEngine
 from megamesh.engine.liveness import leaving_together
 from megamesh.errors import ConfigError, DataError
+from megamesh.launch import read_launch
 from megamesh.model.counts import count_parameters
 from megamesh.model.flops import flops_per_token
-from megamesh.parallel.agree import rank_zero_first
+from megamesh.parallel.agree import node_by_node, rank_zero_first
 from megamesh.parallel.mesh import ProcessMesh
 from megamesh.training.build import build_engine, build_mesh, cut_over_pipeline
 from megamesh.training.hooks.checkpoint import CheckpointHook
@@ -77,13 +78,14 @@ def prepare(loaded: LoadedConfig, device: torch.device, signals: SignalHook) -> 
     batch = resolve_batch(config.batch, data_parallel_size(config.parallel, dist.get_world_size()))
     mesh = build_mesh(config, device)
     rank_zero_first(partial(_check_folders, config))
-    vocab_size, train_iters = rank_zero_first(partial(_sizes, config, batch))
+    local_rank = read_launch(os.environ).local_rank
+    vocab_size, train_iters = node_by_node(partial(_sizes, config, batch), local_rank)
     padded_vocab_size = padded_vocabulary(config, vocab_size)
     cut_over_pipeline(config, batch, padded_vocab_size)  # whatever is wrong with it is told before data is looked at
     start = on_rank_zero(partial(find_start, config, batch, train_iters), "look for a checkpoint")
     state = start.state
     num_samples = state.consumed_samples + max(train_iters - state.step, 0) * batch.train_batch_size
-    data = rank_zero_first(partial(_datasets, config, batch, num_samples, vocab_size))
+    data = node_by_node(partial(_datasets, config, batch, num_samples, vocab_size), local_rank)
     engine = build_engine(config, mesh, batch, train_iters, vocab_size, padded_vocab_size, device)
     _say_what_is_trained(engine, config, padded_vocab_size)
     load_start(engine, start, verify=config.checkpoint.verify_checkpoint)
@@ -137,11 +139,14 @@ def _hooks(
         None if dataset is None else partial(_batches, dataset, mesh, batch, 0, num_evaluated)
         for dataset in (data.valid, data.test)
     )
+    valid_parts = {
+        name: partial(_batches, dataset, mesh, batch, 0, num_evaluated) for name, dataset in data.valid_parts.items()
+    }
     hooks: list[Hook] = [
         NonFiniteHook(config.training.max_nonfinite_steps),
         signals,
         ProgressHook(config.log.log_interval, throughput),
-        EvaluationHook(config.training.eval_interval, valid, test),
+        EvaluationHook(config.training.eval_interval, valid, test, valid_parts),
         MemoryHook(config.log.log_interval),
     ]
     if dist.get_rank() == 0:
@@ -210,7 +215,8 @@ def _sinks(config: RunConfig, train_iters: int) -> list[Hook]:
 
 def _sizes(config: RunConfig, batch: ResolvedBatch) -> tuple[int, int]:
     """The unpadded vocabulary and the optimizer steps of the run."""
-    return vocabulary_size(config.model, config.tokenizer), _train_iters(config, batch)
+    vocab_size = vocabulary_size(config.model, config.tokenizer)
+    return vocab_size, _train_iters(config, batch, vocab_size)
 
 
 def _check_folders(config: RunConfig) -> None:
@@ -225,13 +231,17 @@ def _check_folders(config: RunConfig) -> None:
             raise ConfigError(f"{key}={folder} cannot be written to; change its permissions, or name another folder")
 
 
-def _train_iters(config: RunConfig, batch: ResolvedBatch) -> int:
+def _train_iters(config: RunConfig, batch: ResolvedBatch, vocab_size: int) -> int:
     """Optimizer steps of the run: train_iters, or what train_epochs comes to."""
     if config.training.train_iters is not None:
         return config.training.train_iters
     assert config.training.train_epochs is not None, "the configuration has train_iters or train_epochs"
     samples = num_train_samples(
-        config.data, sequence_length=config.model.sequence_length, epochs=config.training.train_epochs
+        config.data,
+        sequence_length=config.model.sequence_length,
+        seed=config.training.seed,
+        epochs=config.training.train_epochs,
+        vocab_size=vocab_size,
     )
     if samples < batch.train_batch_size:
         raise DataError(
@@ -249,4 +259,5 @@ def _datasets(config: RunConfig, batch: ResolvedBatch, num_train_samples: int, v
         seed=config.training.seed,
         num_samples=(num_train_samples, eval_samples, eval_samples),
         vocab_size=vocab_size,
+        train_epochs=config.training.train_epochs,
     )

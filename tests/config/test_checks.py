@@ -125,6 +125,36 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ),
     ({"train_data_weights": [1.0]}, ["needs train_data_paths"]),
     (
+        {"data_path": None, "train_data_paths": ["a", "b"], "train_label_data_paths": ["c"], "eval_iters": 0},
+        ["train_label_data_paths=[c]", "1 prefixes for the 2 of train_data_paths"],
+    ),
+    ({"weight_by_num_tokens": True}, ["weight_by_num_tokens=true", "needs train_data_paths"]),
+    (
+        {
+            "data_path": None,
+            "train_data_paths": ["a", "b"],
+            "train_data_weights": [1.0, 2.0],
+            "weight_by_num_documents": True,
+            "eval_iters": 0,
+        },
+        ["weight_by_num_documents=true", "train_data_weights=[1.0, 2.0]", "both decide the weights"],
+    ),
+    (
+        {
+            "data_path": None,
+            "train_data_paths": ["a", "b"],
+            "train_data_weights": [1.0, 2.0],
+            "train_iters": None,
+            "train_epochs": 2,
+            "eval_iters": 0,
+        },
+        ["train_epochs=2", "leave no choice to train_data_weights"],
+    ),
+    (
+        {"data_path": None, "train_data_paths": ["a"], "valid_per_dataset": True, "eval_iters": 0},
+        ["valid_per_dataset=true", "needs valid_data_paths"],
+    ),
+    (
         {"data_path": None, "train_data_paths": ["a"], "train_data_weights": [-1.0], "eval_iters": 0},
         ["must not be negative"],
     ),

@@ -117,7 +117,7 @@ def test_an_unknown_key_is_named_with_its_place_and_the_nearest_key(problems: Pr
         ("pos_emb", "alibi", "is not one of learned, rotary, none"),
         ("activation", "mish", "is not one of gelu, geglu, relu, silu, swiglu"),
         ("lr_decay_style", "exponential", "is not one of linear, cosine, constant"),
-        ("pack_impl", "unpacked", "is not one of packed"),
+        ("pack_impl", "loose", "is not one of packed, pack_until_overflow, unpacked"),
         ("tokenizer_type", "TiktokenTokenizer", "is not one of HFTokenizer"),
     ],
 )

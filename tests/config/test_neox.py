@@ -201,8 +201,7 @@ def test_loss_scaling_beside_another_precision_loads_and_is_named(
         ("zero_stage", 1, "zero_optimization"),
         ("batch_size", 4, "train_micro_batch_size_per_gpu"),
         ("checkpoint_in_cpu", True, "recomputed"),
-        ("train_label_data_paths", ["a"], "not supported"),
-        ("weight_by_num_documents", True, "train_data_weights"),
+        ("label_data_paths", ["a"], "train_label_data_paths"),
         ("eod_mask_loss", True, "not supported"),
         ("curriculum_learning", {"enabled": True}, "not supported"),
         ("soft_prompt_tuning", {"enabled": True}, "not supported"),
@@ -245,3 +244,22 @@ def test_a_key_belongs_to_one_kind() -> None:
     kinds = [set(SECTION_OF), set(RENAMED), set(IGNORED), set(REFUSED)]
     assert sum(map(len, kinds)) == len(set().union(*kinds))
     assert set(RENAMED.values()) <= set(SECTION_OF)
+
+
+def test_a_blend_with_labels_means_the_same(load: Load) -> None:
+    """Keys of data that once were refused or had no meaning here."""
+    keys = {
+        "train-data-paths": ["a", "b"],
+        "train-label-data-paths": ["c", "d"],
+        "valid-data-paths": ["e"],
+        "weight-by-num-documents": True,
+        "weighted-sampler-alpha": 0.3,
+        "weighted-document-limit": 1000,
+        "pack-impl": "pack_until_overflow",
+        "allow-chopped": False,
+    }
+    loaded = load(data_path=None, **keys)
+    assert loaded.ignored_keys == []
+    given = loaded.run.data.model_dump()
+    assert {key: given[key.replace("-", "_")] for key in keys} == keys
+    assert load(data_path=None, train_data_paths=["a"], eval_iters=0, weighted_sampler_alpha=0.3).ignored_keys == []

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from megamesh.config.sections import DataConfig
-from megamesh.data import build
+from megamesh.data import document_samples
 from megamesh.data.build import DataSplits, build_datasets, num_train_samples
 from megamesh.data.dataset import TokenDataset
 from megamesh.errors import ConfigError, DataError
@@ -27,7 +27,7 @@ def make(
 
 def samples(dataset: TokenDataset | None) -> list[list[int]]:
     assert dataset is not None
-    return [dataset[i].tolist() for i in range(len(dataset))]
+    return [dataset[i].tokens.tolist() for i in range(len(dataset))]
 
 
 def lengths(seed: int, count: int = 40) -> list[int]:
@@ -77,7 +77,7 @@ def test_second_build_reads_the_caches(tmp_path: Path, monkeypatch: pytest.Monke
     corpora.write(tmp_path / "data", lengths(1))
     data = DataConfig(data_path=str(tmp_path / "data"), split="80,20,0")
     first = make(data)
-    monkeypatch.setattr(build, "build_sample_order", lambda *_: pytest.fail("built again"))
+    monkeypatch.setattr(document_samples, "build_sample_order", lambda *_: pytest.fail("built again"))
     second = make(data)
     assert samples(first.train) == samples(second.train)
     assert samples(first.valid) == samples(second.valid)
@@ -119,14 +119,27 @@ def test_a_change_that_keeps_every_shape_builds_a_new_index(tmp_path: Path) -> N
         assert sum(sample[0] < 1000 for sample in found) == drawn
 
 
-@pytest.mark.parametrize("content", [b"", b"not an array", None])
-def test_damaged_cache_is_built_again(tmp_path: Path, content: bytes | None) -> None:
+def test_damaged_cache_is_built_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever byte is damaged, wherever the file is cut, and where it is another index under this name."""
     documents = corpora.write(tmp_path / "data", lengths(1))
     data = DataConfig(data_path=str(tmp_path / "data"), split="1")
+    expected = slow_samples(documents, 0, S, 30, 1)
+    make(data, seed=2)
+    (other,) = (path.read_bytes() for path in tmp_path.glob("*.index"))
     make(data)
-    for path in tmp_path.glob("*_sample_index.npy"):
-        path.write_bytes(content) if content is not None else np.save(path, np.zeros((2, 2), np.int32))
-    assert samples(make(data).train) == slow_samples(documents, 0, S, 30, 1)
+    (path,) = tmp_path.glob("*_1s_*.index")
+    whole = path.read_bytes()
+    draw = random.Random(1)
+    flipped = [bytearray(whole) for _ in range(60)]
+    for i, content in enumerate(flipped):
+        content[i if i < 20 else draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
+    cut = [whole[: draw.randrange(len(whole))] for _ in range(20)]
+    for content in [b"", b"not an index", other, *cut, *flipped]:
+        path.write_bytes(content)
+        caplog.clear()
+        assert samples(make(data).train) == expected
+        assert "building it again" in caplog.text or content == path.read_bytes()
+        assert path.read_bytes() == whole or "building it again" not in caplog.text
 
 
 def test_unwritable_folder_works_from_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,21 +154,68 @@ def test_unwritable_folder_works_from_memory(tmp_path: Path, monkeypatch: pytest
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.bin", "data.idx"]
 
 
+def test_caches_can_lie_elsewhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Two files of one name in different folders do not get in each other's way, and the second start scans nothing."""
+    for number, folder in enumerate(("a", "b")):
+        (tmp_path / folder).mkdir()
+        corpora.write(tmp_path / folder / "data", lengths(number), first=1000 * number)
+    paths = [str(tmp_path / folder / "data") for folder in "ab"]
+    beside = samples(make(DataConfig(train_data_paths=paths)).train)
+    for file in [*tmp_path.rglob("*.index"), *tmp_path.rglob("*.json")]:
+        file.unlink()
+    data = DataConfig(train_data_paths=paths, data_cache_path=str(tmp_path / "deep" / "cache"))
+    assert samples(make(data).train) == beside
+    assert sorted(path.name for path in tmp_path.glob("[ab]/*")) == ["data.bin", "data.bin", "data.idx", "data.idx"]
+    caplog.set_level("INFO", "megamesh")
+    caplog.clear()
+    assert samples(make(data).train) == beside
+    assert "token ids" not in caplog.text
+
+
+def test_weights_follow_the_sizes_of_the_files(tmp_path: Path) -> None:
+    """90, 45 and 15 tokens in 9, 9 and 3 documents."""
+    for number, (count, length) in enumerate(((9, 10), (9, 5), (3, 5))):
+        corpora.write(tmp_path / f"d{number}", [length] * count, first=1000 * number)
+    paths = [str(tmp_path / f"d{number}") for number in range(3)]
+
+    def drawn(**keys: Any) -> list[int]:
+        found = samples(make(DataConfig(train_data_paths=paths, **keys), (300, 0, 0)).train)
+        return np.bincount([sample[0] // 1000 for sample in found]).tolist()
+
+    assert drawn(weight_by_num_tokens=True) == [180, 90, 30]
+    assert drawn(weight_by_num_tokens=True, weighted_sampler_alpha=0.0) == [100, 100, 100]
+    shares = np.array([3, 3, 1]) / 7 * (1 - np.array([3, 3, 1]) / 7)
+    assert drawn(weight_by_num_documents=True) == pytest.approx((300 * shares / shares.sum()).tolist(), abs=1)
+    with pytest.raises(ConfigError, match="train_data_weights and weight_by_num_tokens are both set"):
+        drawn(weight_by_num_tokens=True, train_data_weights=[1, 1, 1])
+
+
+def test_each_validation_path_has_a_dataset_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    parts = [corpora.write(tmp_path / name, lengths(i), first=1000 * i) for i, name in enumerate(("a", "b", "x/a"))]
+    paths = [str(tmp_path / name) for name in ("a", "b", "x/a")]
+    data = DataConfig(train_data_paths=paths[:1], valid_data_paths=paths, valid_per_dataset=True)
+    built = make(data, (4, 6, 0))
+    assert list(built.valid_parts) == [paths[0], "b", paths[2]]
+    for part, documents in zip(built.valid_parts.values(), parts, strict=True):
+        assert samples(part) == slow_samples(documents, 0, S, 6, 1)
+
+
 def test_interrupted_cache_leaves_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     corpora.write(tmp_path / "data", lengths(1))
-    monkeypatch.setattr(np, "save", stop)
+    monkeypatch.setattr("megamesh.data.cache._write", stop)
     with pytest.raises(KeyboardInterrupt):
         make(DataConfig(data_path=str(tmp_path / "data"), split="1"))
-    assert not [path for path in tmp_path.iterdir() if "npy" in path.name]
+    assert not [path for path in tmp_path.iterdir() if "index" in path.name]
 
 
 def test_samples_of_epochs(tmp_path: Path) -> None:
     documents = corpora.write(tmp_path / "data", lengths(1))
     data = DataConfig(data_path=str(tmp_path / "data"), split="80,20,0")
-    wanted = num_train_samples(data, sequence_length=S, epochs=3)
+    wanted = num_train_samples(data, sequence_length=S, seed=1, epochs=3, vocab_size=10_000)
     assert wanted == (3 * sum(map(len, documents[:32])) - 1) // S
     assert len(samples(make(data, (wanted, 0, 0)).train)) == wanted
 

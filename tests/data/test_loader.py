@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from megamesh.data.batch import Batch, make_batch
+from megamesh.data.dataset import Sample
 from megamesh.data.loader import iterate_batches
 from megamesh.data.sampler import micro_batch_ids
 from megamesh.errors import DataError
@@ -26,19 +27,19 @@ class Numbers:
     def __len__(self) -> int:
         return TOTAL
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        return np.arange(index * 100, index * 100 + 7, dtype=np.int64)
+    def __getitem__(self, index: int) -> Sample:
+        return Sample(np.arange(index * 100, index * 100 + 7, dtype=np.int64))
 
 
 class Broken(Numbers):
-    def __getitem__(self, index: int) -> np.ndarray:
+    def __getitem__(self, index: int) -> Sample:
         if index == 5:
             raise DataError("corpus.bin: sample 5 cannot be read")
         return super().__getitem__(index)
 
 
 class Deadly(Numbers):
-    def __getitem__(self, index: int) -> np.ndarray:
+    def __getitem__(self, index: int) -> Sample:
         if index == 5:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().__getitem__(index)
@@ -104,6 +105,14 @@ def test_batch_is_shifted_once() -> None:
     moved = batch.to("cpu")
     assert isinstance(moved, Batch)
     assert torch.equal(moved.labels_BS, batch.labels_BS)
+
+
+def test_negative_labels_are_not_counted() -> None:
+    batch = make_batch([np.arange(1, 6), np.arange(1, 6)], [np.array([9, -100, 3, -1, 0]), np.full(5, -100)])
+    assert batch.tokens_BS.tolist() == [[1, 2, 3, 4]] * 2
+    assert batch.loss_mask_BS.tolist() == [[0.0, 1.0, 0.0, 1.0], [0.0] * 4]
+    assert batch.labels_BS[0, [1, 3]].tolist() == [3, 0]
+    assert int(batch.labels_BS.min()) == 0
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from megamesh.config.sections import DataConfig
-from megamesh.data.blend import blend_order, normalise_weights, numbers_within
+from megamesh.data import blend
+from megamesh.data.blend import blend_order, interleave_order, numbers_within
 from megamesh.data.dataset import PackedDataset
 from megamesh.data.indexed import IndexedDataset
-from megamesh.data.sample_index import build_sample_order, num_epochs
+from megamesh.data.sample_index import build_sample_index, build_sample_order, num_epochs, shuffled_documents
 from megamesh.data.splits import split_documents
+from megamesh.data.weights import normalise_weights, weights_by_documents, weights_by_size
 from tests.data import corpora
 
 
@@ -68,14 +70,14 @@ def test_samples_equal_the_slow_implementation_on_random_documents(tmp_path: Pat
         epochs = num_epochs(sum(lengths[first:]), sequence_length, wanted)
         order = build_sample_order(np.array(lengths[first:], np.int32), first, epochs, sequence_length, seed)
         dataset = PackedDataset(IndexedDataset(tmp_path / "data"), order, sequence_length)
-        found = [dataset[i].tolist() for i in range(len(dataset))]
+        found = [dataset[i].tokens.tolist() for i in range(len(dataset))]
         assert found == slow_samples(documents[first:], first, sequence_length, wanted, seed), f"case {case}: {lengths}"
         assert len(found) >= wanted
 
 
-@pytest.mark.parametrize("block_rows", [1, 3, 1 << 24])
-def test_sample_index_rows_equal_a_walk_over_single_tokens(block_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("megamesh.data.sample_index.BLOCK_ROWS", block_rows)
+@pytest.mark.parametrize("block", [1, 3, 1 << 20])
+def test_sample_index_rows_equal_a_walk_over_single_tokens(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("megamesh.data.sample_index.BLOCK_DOCUMENTS", block)
     draw = random.Random(3)
     for _ in range(300):
         lengths = np.array(random_lengths(draw), np.int32)
@@ -111,21 +113,80 @@ def test_published_seed_gives_numpys_legacy_stream() -> None:
     assert order.shuffle.tolist() == samples.tolist()
 
 
-def test_blend_draws_the_largest_deficit_first_of_equals() -> None:
+def slow_blend(shares: np.ndarray, num_samples: int) -> list[int]:
+    counts, order = np.zeros(len(shares)), []
+    for n in range(num_samples):
+        order.append(int(np.argmax(np.where(shares > 0, shares * max(n, 1) - counts, -np.inf))))
+        counts[order[-1]] += 1
+    return order
+
+
+@pytest.mark.parametrize(("cells", "longest", "shortest"), [(64, 64, 1), (500, 100, 7), (1 << 16, 8000, 64)])
+def test_blend_draws_the_largest_deficit_first_of_equals(
+    cells: int, longest: int, shortest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However the order is cut into stretches that are computed side by side."""
+    for name, value in (("CELLS", cells), ("LONGEST", longest), ("SHORTEST", shortest)):
+        monkeypatch.setattr(blend, name, value)
     draw = random.Random(5)
     for _ in range(60):
-        weights = [draw.choice([0.0, 1.0, 2.0, 5.0, draw.random()]) for _ in range(draw.randint(1, 6))]
+        count = draw.choice([1, 2, 5, 30])
+        weights = [draw.choice([0.0, 1.0, 2.0, 5.0, draw.random(), np.exp(9 * draw.random())]) for _ in range(count)]
         weights[draw.randrange(len(weights))] = 1.0
         shares = np.array(normalise_weights(weights, len(weights), "train_data_weights"))
-        shares /= shares.sum()
-        counts, expected = np.zeros(len(shares)), []
-        for n in range(500):
-            expected.append(int(np.argmax(shares * max(n, 1) - counts)))
-            counts[expected[-1]] += 1
+        expected = slow_blend(shares / shares.sum(), 500)
         found = blend_order(shares.tolist(), 500)
         assert found.tolist() == expected
+        assert blend_order(shares.tolist(), 317).tolist() == expected[:317]
         numbers = numbers_within(found, len(weights)).tolist()
         assert numbers == [expected[:n].count(expected[n]) for n in range(500)]
+
+
+def test_blend_of_more_datasets_than_int16_holds() -> None:
+    order = blend_order([1.0] * 40_000, 300)
+    assert order.dtype == np.int32
+    assert order.tolist() == list(range(300))
+    assert blend_order([0.0] * 39_999 + [1.0], 3).tolist() == [39_999] * 3
+    assert interleave_order([0] * 39_998 + [1, 2]).tolist() == [39_999, 39_998, 39_999]
+
+
+def test_passes_give_every_sample_once_and_in_proportion_throughout() -> None:
+    draw = random.Random(8)
+    for _ in range(100):
+        sizes = [draw.choice([0, 1, 3, 50, draw.randint(1, 400)]) for _ in range(draw.randint(1, 12))] + [1]
+        order = interleave_order(sizes)
+        assert np.bincount(order, minlength=len(sizes)).tolist() == sizes
+        for i, size in enumerate(sizes):
+            drawn = np.cumsum(order == i)
+            assert np.all(np.abs(drawn - size * np.arange(1, len(order) + 1) / len(order)) <= len(sizes))
+
+
+def test_weights_by_size() -> None:
+    assert weights_by_size([1, 3, 0], 1.0) == [0.25, 0.75, 0.0]
+    assert weights_by_size([1, 4], 0.5) == pytest.approx([1 / 3, 2 / 3])
+    assert weights_by_size([5, 7], 0.0) == [0.5, 0.5]
+
+
+def test_weights_by_documents_are_neoxs() -> None:
+    """p^α / Σ p^α · (1 − p), normalised, with p the shares of min(documents, limit)."""
+    counts, alpha, limit = [10, 200, 3000], 0.3, 500
+    p = np.minimum(counts, limit) / np.minimum(counts, limit).sum()
+    expected = p**alpha / (p**alpha).sum() * (1 - p)
+    assert weights_by_documents(counts, alpha, limit) == pytest.approx((expected / expected.sum()).tolist(), rel=1e-14)
+    assert weights_by_documents([1, 3], 1.0) == pytest.approx([0.5, 0.5])
+    assert weights_by_documents([0, 3], 1.0) == [0.0, 1.0]
+
+
+def test_document_numbers_beyond_int32_are_kept() -> None:
+    first = 2**31 - 3
+    order = shuffled_documents(np.random.RandomState(1), first, 5, 2)
+    assert order.dtype == np.int64
+    assert sorted(order.tolist()) == sorted(list(range(first, first + 5)) * 2)
+    lengths = np.array([2**31 - 1, 2**31 - 1, 5, 2**31 - 1, 7], np.int32)
+    rows = build_sample_index(lengths, order, first, 2**31 - 2)
+    ends = np.cumsum(lengths.astype(np.int64)[order - first])
+    for j, (position, offset) in enumerate(rows.tolist()):
+        assert int(ends[position] - lengths[order[position] - first]) + offset == j * (2**31 - 2)
 
 
 def test_blend_of_exact_weights_keeps_every_prefix_within_one_sample() -> None:

@@ -1,15 +1,16 @@
 """Every launcher's variables become those that torch reads."""
 
 import logging
+from pathlib import Path
 
 import pytest
 import torch.distributed as dist
 
 from megamesh.engine.distributed import check_gpus, publish_launch
-from megamesh.errors import ConfigError
+from megamesh.errors import ConfigError, DataError
 from megamesh.launch import Launch, read_launch
 from megamesh.log import configure_logging
-from megamesh.parallel.agree import rank_zero_first
+from megamesh.parallel.agree import node_by_node, rank_zero_first
 from tests.distributed import run
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "head", "MASTER_PORT": "1234"}
@@ -78,6 +79,34 @@ def fail_on_rank_zero() -> int:
 
 def test_a_failure_on_rank_zero_sends_the_others_home_silently():
     assert run(2, fail_on_rank_zero) == [-1, 1]
+
+
+def build_node_by_node(folder: Path, processes_per_node: int, fails: int) -> str:
+    """What this rank finds in its node's folder, and puts there where nothing is; rank `fails` cannot."""
+    node, local_rank = divmod(dist.get_rank(), processes_per_node)
+    file = folder / f"node{node}"
+
+    def build() -> str:
+        if dist.get_rank() == fails:
+            raise DataError("disk full")
+        if file.exists():
+            return "found"
+        file.write_text("built")
+        return "built"
+
+    try:
+        return node_by_node(build, local_rank)
+    except DataError:
+        return "failed"
+    except SystemExit as left:
+        return f"left with {left.code}"
+
+
+def test_one_process_of_every_node_builds_what_the_others_find(tmp_path: Path):
+    assert run(4, build_node_by_node, tmp_path, 2, -1) == ["built", "found", "built", "found"]
+    (tmp_path / "failing").mkdir()
+    found = run(4, build_node_by_node, tmp_path / "failing", 2, 2)
+    assert found == ["left with 1", "left with 1", "failed", "left with 1"]
 
 
 def test_only_the_first_process_of_any_launcher_informs(monkeypatch, capfd):

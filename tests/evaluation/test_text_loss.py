@@ -1,5 +1,6 @@
 """Every token but the first is predicted once, within a window of the model's length."""
 
+import gzip
 import json
 from itertools import pairwise
 from pathlib import Path
@@ -38,6 +39,13 @@ def test_windows_are_those_of_training(files: list[Path], tmp_path: Path) -> Non
     assert read_windows(files, tokenizer(tmp_path), LENGTH, most=2) == windows[:2]
 
 
+def test_a_compressed_file_gives_the_same_windows(files: list[Path], tmp_path: Path) -> None:
+    packed = tmp_path / "a.jsonl.gz"
+    packed.write_bytes(gzip.compress(files[0].read_bytes()))
+    known = tokenizer(tmp_path)
+    assert read_windows([packed, files[1]], known, LENGTH) == read_windows(files, known, LENGTH)
+
+
 @pytest.mark.parametrize("length", range(1, 12))
 def test_no_window_is_too_short_to_predict_anything(length: int, tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
@@ -69,8 +77,8 @@ def test_files_without_text_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "code.py").write_text("pass")
     for name, text in (
         ("empty.txt", "no text"),
-        ("code.py", "not a file that can be read"),
-        ("none.txt", "not a file"),
+        ("code.py", r"cannot read \.py"),
+        ("none.txt", "does not exist"),
     ):
         with pytest.raises(DataError, match=text):
             read_windows([tmp_path / name], tokenizer(tmp_path), LENGTH)

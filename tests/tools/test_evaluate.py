@@ -83,7 +83,7 @@ def test_two_processes_say_once_what_one_says(ours, tmp_path, capsys) -> None:
 @pytest.mark.parametrize(
     ("more", "text"),
     [
-        (("--text", "{folder}/none.txt"), "does not exist; --text takes files"),
+        (("--text", "{folder}/none.txt"), "does not exist; name files, globs or folders"),
         (("--text", "{folder}/questions.jsonl"), "questions.jsonl:1: no key 'text'"),
         (("--choices", "{folder}/none.jsonl"), "none.jsonl cannot be read"),
         (("--choices", "{folder}/texts.jsonl"), "texts.jsonl:1: not a question"),

@@ -1,11 +1,15 @@
 """tools/train_tokenizer.py from files to a tokenizer, and what it refuses."""
 
+import gzip
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from megamesh.config.sections import TokenizerConfig
+from megamesh.data.sources import ReadOptions, estimate_text_bytes, find_inputs
 from megamesh.tokenizer import build_tokenizer
 from tools.train_tokenizer import main
 
@@ -71,6 +75,30 @@ def test_only_the_keys_that_are_asked_for_are_read(corpus: Path, tmp_path: Path)
     ]
     assert main(arguments) == 0
     assert json.loads((tmp_path / "v").read_text())["characters"] == ["z"]
+
+
+def test_any_format_gives_the_same_vocabulary(corpus: Path) -> None:
+    folder = corpus.parent / "other"
+    folder.mkdir()
+    half = len(TEXTS) // 2
+    pq.write_table(pa.table({"text": TEXTS[:half]}), folder / "a.parquet")
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS[half:])
+    (folder / "b.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    for kind in ("characters", "hf-bpe"):
+        outputs = []
+        for number, source in enumerate((corpus, folder, f"{folder}/*.parquet,{folder}/b*")):
+            outputs.append(corpus.parent / f"{kind}-{number}")
+            size = [] if kind == "characters" else ["--vocab-size", "294"]
+            assert main(["--type", kind, *size, "--input", str(source), "--output", str(outputs[-1])]) == 0
+        assert len({output.read_bytes() for output in outputs}) == 1
+
+
+def test_max_bytes_counts_text_and_not_what_it_takes_on_disk(corpus: Path) -> None:
+    packed = corpus.parent / "corpus.jsonl.gz"
+    packed.write_bytes(gzip.compress(corpus.read_bytes()))
+    files, options = find_inputs([str(packed)]), ReadOptions()
+    assert estimate_text_bytes(files, options) == sum(len(text.encode()) for text in TEXTS)
+    assert files[0].num_bytes < estimate_text_bytes(files, options) / 3
 
 
 @pytest.mark.parametrize(

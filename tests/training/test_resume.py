@@ -1,14 +1,18 @@
 """What a run may change before it continues from a checkpoint."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from megamesh.config.batch import resolve_batch
+from megamesh.config.load import load_config
 from megamesh.config.sections import ModelConfig, ParallelConfig, RecursionConfig
 from megamesh.errors import CheckpointError
-from megamesh.training.resume import check_architecture
+from megamesh.training.resume import changed_order_keys, check_architecture
 from tests.generation.checkpoints import run_config
 from tests.hf.small_models import MESH, model_config
+from tests.training.tiny import write_config
 
 
 def saved_and_now(model: ModelConfig, recursion: RecursionConfig = MESH, **parallel):
@@ -27,3 +31,15 @@ def test_what_the_weights_mean_does() -> None:
     _, now = saved_and_now(model_config(rotary_pct=1.0))
     with pytest.raises(CheckpointError, match=r"rotary_pct was 0\.5, is 1\.0"):
         check_architecture(saved, now, Path("save"))
+
+
+def test_a_change_of_how_samples_are_made_is_told(tmp_path: Path) -> None:
+    """Also against a checkpoint from before the key was there, which has its default."""
+    before = load_config([write_config(tmp_path, "before")]).run
+    now = load_config([write_config(tmp_path, "now", pack_impl="unpacked", data_cache_path="elsewhere")]).run
+    batch = resolve_batch(now.batch, 1)
+    saved = before.model_dump(mode="json")
+    del saved["data"]["pack_impl"], saved["data"]["allow_chopped"]
+    meta = SimpleNamespace(config=saved, layout={"dp_size": 1})
+    assert changed_order_keys(meta, now, batch, 20) == [("pack_impl", "packed", "unpacked")]  # type: ignore[arg-type]
+    assert changed_order_keys(meta, before, batch, 20) == []  # type: ignore[arg-type]

@@ -39,7 +39,10 @@ def training_line(values: dict[str, float]) -> str:
 
 
 def evaluation_line(metrics: Metrics) -> str:
-    """Loss and perplexity of a split."""
+    """Loss and perplexity of a split, and the loss of each of its parts."""
     values = metrics.values
     name = {"valid": "validation", "test": "test"}[metrics.kind]
-    return f"{name} loss {values['loss']:.4f} | perplexity {values['perplexity']:.2f} | {values['seconds']:.1f} s"
+    parts = "".join(f" | {key[5:]} {value:.4f}" for key, value in values.items() if key.startswith("loss/"))
+    return (
+        f"{name} loss {values['loss']:.4f} | perplexity {values['perplexity']:.2f} | {values['seconds']:.1f} s{parts}"
+    )

@@ -1,0 +1,179 @@
+"""What a dataset was made of: `<prefix>.json`, written beside it.
+
+    preprocess, merge, split ─▶ Manifest ─▶ inspected, verified, compared with the tokenizer of a run
+
+Digests are SHA-256 in hex. A file's digest is that of the digests (binary, in order) of its 16 MiB chunks, so that several processes can
+share the reading; a .bin has one per part, so that a merge knows its own without reading.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from megamesh.data.cache import replace_file
+from megamesh.errors import DataError
+
+VERSION = 1
+CHUNK_BYTES = 1 << 24
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Part(_Model):
+    """Consecutive bytes of a .bin and their digest."""
+
+    num_bytes: int
+    digest: str
+
+
+class Output(_Model):
+    """A .bin/.idx pair; `idx_digest` is the .idx file's."""
+
+    documents: int
+    sequences: int
+    tokens: int
+    dtype: str
+    bin_bytes: int
+    idx_digest: str
+    smallest_id: int
+    largest_id: int
+    parts: list[Part]
+
+
+class Tokenizer(_Model):
+    """`digest` covers the type and the files' bytes; `files`: name → digest."""
+
+    type: str
+    vocab_size: int
+    digest: str
+    files: dict[str, str]
+
+
+class Input(_Model):
+    """A file that was read."""
+
+    path: str
+    bytes: int
+    digest: str
+
+
+class Counts(_Model):
+    """records = documents + empty + skipped."""
+
+    records: int
+    documents: int
+    empty: int
+    skipped: dict[str, int]
+
+
+class Manifest(_Model):
+    """`outputs` by the pair's name without folder and ending; a merge or a part names what it came from in `made_from`."""
+
+    manifest: int = VERSION
+    outputs: dict[str, Output]
+    tokenizer: Tokenizer | None = None
+    inputs: list[Input] = Field(default_factory=list)
+    made_from: list[str] = Field(default_factory=list)
+    options: dict[str, Any] = Field(default_factory=dict)
+    counts: Counts | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
+    created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+def digest(content: bytes | memoryview) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def digest_of_range(path: str | Path, start: int, end: int) -> list[str]:
+    """Digests of the 16 MiB chunks of bytes [start, end) of a file."""
+    found = []
+    with Path(path).open("rb") as file:
+        file.seek(start)
+        while start < end:
+            content = file.read(min(CHUNK_BYTES, end - start))
+            if not content:
+                raise DataError(f"{path}: ends at byte {start} instead of {end}; was it truncated meanwhile?")
+            found.append(digest(content))
+            start += len(content)
+    return found
+
+
+def combine(chunk_digests: Iterable[str]) -> str:
+    """A file's digest from those of its chunks."""
+    return digest(b"".join(map(bytes.fromhex, chunk_digests)))
+
+
+def digest_of_file(path: str | Path) -> str:
+    return combine(digest_of_range(path, 0, Path(path).stat().st_size))
+
+
+def tokenizer_facts(kind: str, vocab_size: int, files: Sequence[str | Path]) -> Tokenizer:
+    """What a manifest says of a tokenizer; `files`: its vocab_file and merge_file, where it has them."""
+    digests = [digest_of_file(path) for path in files]
+    whole = digest(json.dumps([kind, *digests]).encode())
+    return Tokenizer(
+        type=kind, vocab_size=vocab_size, digest=whole,
+        files={Path(path).name: found for path, found in zip(files, digests, strict=True)},
+    )  # fmt: skip
+
+
+def manifest_path(prefix: str | Path) -> Path:
+    return Path(f"{prefix}.json")
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    content = manifest.model_dump_json(indent=2, exclude_defaults=False).encode() + b"\n"
+    replace_file(path, lambda file: file.write(content))
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Raises DataError where it is missing, damaged or of another version."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path}: not a readable manifest ({error}); preprocess the data again, or do without it"
+        ) from error
+    if not isinstance(content, Mapping) or "manifest" not in content:
+        raise DataError(f"{path}: not a manifest of a dataset")
+    if content["manifest"] != VERSION:
+        raise DataError(f"{path}: manifest version {content['manifest']!r}; this version of MegaMesh knows {VERSION}")
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise DataError(
+            f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; it was written by another program"
+        ) from error
+
+
+def is_manifest(path: Path) -> bool:
+    """Whether a file is a dataset's manifest, of any version."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, Mapping) and "manifest" in content and "outputs" in content
+
+
+def find_manifest(prefix: str | Path) -> tuple[Path, Manifest] | None:
+    """The manifest that lists a dataset: `<prefix>.json`, or for out_text_document that of its run, `out.json`."""
+    prefix = Path(prefix)
+    name = prefix.name
+    stems = [name]
+    if name.endswith("_document"):
+        stems += [name[:i] for i in range(len(name) - 1, 0, -1) if name[i] == "_"]
+    for stem in stems:
+        path = prefix.with_name(f"{stem}.json")
+        if is_manifest(path):
+            manifest = read_manifest(path)
+            if name in manifest.outputs:
+                return path, manifest
+    return None

@@ -1,0 +1,144 @@
+"""What is written about a run: the manifest `<prefix>.json`, and `<prefix>.skipped.jsonl` where records were left out.
+
+A line of the report: {"place": "file:line", "reason": …, "message": …}, in the order of the input.
+"""
+
+import importlib.metadata
+import json
+import platform
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from megamesh.data.format import bin_path, idx_path
+from megamesh.data.manifest import (
+    Counts,
+    Input,
+    Manifest,
+    Output,
+    Part,
+    Tokenizer,
+    combine,
+    digest_of_file,
+    manifest_path,
+    write_manifest,
+)
+from megamesh.data.preprocessing.folder import WorkFolder
+from megamesh.data.preprocessing.shard import Job, Settings, ShardFacts
+from megamesh.data.sources.inputs import InputFile
+from megamesh.data.sources.records import BadRecord, place
+
+PACKAGES = (
+    "megamesh",
+    "numpy",
+    "tokenizers",
+    "gigatoken",
+    "sentencepiece",
+    "tiktoken",
+    "orjson",
+    "pyarrow",
+    "zstandard",
+    "ftfy",
+)
+
+
+def report_path(prefix: str | Path) -> Path:
+    return Path(f"{prefix}.skipped.jsonl")
+
+
+def write_report(jobs: Sequence[Job], facts: Sequence[ShardFacts], folder: WorkFolder) -> None:
+    """The bad records of all shards, into joined/; nothing where there are none."""
+    if any(fact.skipped for fact in facts):
+        with report_path(folder.joined / folder.prefix.name).open("w", encoding="utf-8") as report:
+            for job, fact, lines_before in _with_lines_before(jobs, facts):
+                if fact.skipped:
+                    for line in folder.skipped(job.identity).read_text().splitlines():
+                        bad = BadRecord(**json.loads(line))
+                        entry = {
+                            "place": place(job.shard, bad, lines_before),
+                            "reason": bad.reason,
+                            "message": bad.message,
+                        }
+                        report.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+
+def _with_lines_before(jobs: Sequence[Job], facts: Sequence[ShardFacts]) -> Iterator[tuple[Job, ShardFacts, int]]:
+    """Every shard with the number of lines ahead of it in its file."""
+    path, lines = None, 0
+    for job, fact in zip(jobs, facts, strict=True):
+        lines = lines if job.shard.file.path == path else 0
+        yield job, fact, lines
+        path, lines = job.shard.file.path, lines + fact.lines
+
+
+def write_manifest_of(
+    jobs: Sequence[Job],
+    facts: Sequence[ShardFacts],
+    names: Mapping[str, np.dtype],
+    tokenizer: Tokenizer,
+    settings: Settings,
+    inputs: Sequence[InputFile],
+    folder: WorkFolder,
+) -> None:
+    """The manifest, into joined/."""
+    skipped = Counter[str]()
+    for fact in facts:
+        skipped.update(fact.skipped)
+    counts = Counts(
+        records=sum(fact.records for fact in facts),
+        documents=sum(fact.documents for fact in facts),
+        empty=sum(fact.empty for fact in facts),
+        skipped=dict(skipped),
+    )
+    manifest = Manifest(
+        outputs={
+            name: _output(facts, number, dtype, folder.joined / name)
+            for number, (name, dtype) in enumerate(names.items())
+        },
+        tokenizer=tokenizer,
+        inputs=_inputs(inputs, jobs, facts),
+        options={**asdict(settings.read), **settings.described},
+        counts=counts,
+        versions=versions(),
+    )
+    write_manifest(manifest_path(folder.joined / folder.prefix.name), manifest)
+
+
+def _output(facts: Sequence[ShardFacts], number: int, dtype: np.dtype, prefix: Path) -> Output:
+    found = [fact.outputs[number] for fact in facts]
+    documents = sum(fact.documents for fact in facts)
+    filled = [output for output in found if output.tokens]
+    return Output(
+        documents=documents,
+        sequences=documents,
+        tokens=sum(output.tokens for output in found),
+        dtype=dtype.name,
+        bin_bytes=bin_path(prefix).stat().st_size,
+        idx_digest=digest_of_file(idx_path(prefix)),
+        smallest_id=min((output.smallest_id for output in filled), default=0),
+        largest_id=max((output.largest_id for output in filled), default=0),
+        parts=[Part(num_bytes=output.num_bytes, digest=output.digest) for output in filled],
+    )
+
+
+def _inputs(inputs: Sequence[InputFile], jobs: Sequence[Job], facts: Sequence[ShardFacts]) -> list[Input]:
+    chunks: dict[Path, list[str]] = {}
+    for job, fact in zip(jobs, facts, strict=True):
+        chunks.setdefault(job.shard.file.path, []).extend(fact.input_chunks)
+    return [
+        Input(path=str(file.path), bytes=file.num_bytes, digest=combine(chunks.get(file.path, []))) for file in inputs
+    ]
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the installed packages that had a part in the result."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,243 @@
+"""The order of the steps.
+
+    rank 0: outputs checked, folder locked, shards cut ─▶ every rank: its shards ─▶ facts of all shards, on every rank
+    ─▶ every rank: its pieces copied into the final files ─▶ rank 0: indexes, report, manifest, names
+
+Outputs appear under their final names when all of them are complete. What is complete of a run that was killed, or stopped at a bad record,
+is found again by the next one with the same inputs and options.
+"""
+
+import heapq
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megamesh.data.format import bin_path, idx_path
+from megamesh.data.manifest import digest, is_manifest, manifest_path, read_manifest
+from megamesh.data.preprocessing.encoders import Encoder
+from megamesh.data.preprocessing.folder import PUBLISHING, WorkFolder
+from megamesh.data.preprocessing.join import Piece, copy_pieces, make_targets, pieces, write_indexes
+from megamesh.data.preprocessing.pool import Pool
+from megamesh.data.preprocessing.progress import Counters
+from megamesh.data.preprocessing.ranks import OneProcess, Ranks
+from megamesh.data.preprocessing.records import report_path, write_manifest_of, write_report
+from megamesh.data.preprocessing.shard import Job, Settings, ShardFacts, do_shard, make_jobs
+from megamesh.data.sources.inputs import InputFile
+from megamesh.data.sources.shards import cut_into_shards
+from megamesh.data.token_range import keep_range
+from megamesh.errors import DataError
+
+log = logging.getLogger(__name__)
+
+SMALLEST_SHARD = 8 << 20
+LARGEST_SHARD = 1 << 30
+SHARDS = 4096
+COMPLETE_IS_CHEAPER = 20  # a complete shard is read once more, not encoded
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What was written: prefixes of the outputs, their documents and tokens, and what of the input is not in them."""
+
+    prefixes: list[str]
+    num_documents: int
+    num_tokens: int
+    num_empty: int
+    skipped: dict[str, int]
+    report: Path | None
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What the processes of a pool do: encode a shard, or copy pieces into place."""
+
+    make_encoder: Callable[[], Encoder]
+    settings: Settings
+    folder: WorkFolder
+    counters: Counters
+
+    def __call__(self) -> Callable[[Job | list[Piece]], Any]:
+        encoder = self.make_encoder()
+
+        def work(item: Job | list[Piece]) -> Any:
+            with _disk_errors_named(self.folder):
+                if isinstance(item, Job):
+                    return do_shard(item, encoder, self.settings, self.folder, self.counters.add)
+                return copy_pieces(item)
+
+        return work
+
+
+def output_prefix(prefix: str | Path, name: str) -> str:
+    """`<prefix>_<name>_document`, as in Megatron and GPT-NeoX."""
+    return f"{prefix}_{name}_document"
+
+
+def preprocess(
+    inputs: Sequence[InputFile],
+    prefix: str | Path,
+    make_encoder: Callable[[], Encoder],
+    settings: Settings,
+    *,
+    workers: int = 1,
+    overwrite: bool = False,
+    ranks: Ranks | None = None,
+    show: Callable[[Counters, int], AbstractContextManager[Any]] = lambda counters, total_bytes: nullcontext(),
+) -> Summary:
+    """Tokenize files into `<prefix>_<output>_document.bin/.idx`, with a manifest `<prefix>.json`.
+
+    `make_encoder` is called in this process and, under MPI with several workers, in each of them (then it must be picklable). All ranks of
+    a job call this alike; `inputs` are rank 0's. `show` gets what is counted and the bytes that this rank has to do, and is entered while
+    shards are encoded. Raises DataError: a bad record with its place, damaged input, existing or unwritable outputs.
+    """
+    ranks, counters = ranks or OneProcess(), Counters()
+    folder = WorkFolder(prefix)
+    encoder = make_encoder()
+    names = {Path(output_prefix(prefix, name)).name: dtype for name, dtype in encoder.outputs.items()}
+    with ExitStack() as stack:
+        stack.enter_context(_disk_errors_named(folder))
+        plan: list[Job] = []
+        finished = False
+        if ranks.rank == 0:
+            _check_outputs(prefix, list(names), inputs, overwrite)
+            stack.enter_context(folder.locked())
+            shards = cut_into_shards(inputs, _shard_bytes(inputs), settings.read.separator)
+            plan = make_jobs(shards, encoder.tokenizer.digest, settings)
+            published = folder.finish_publication()
+            finished = published == _digest(plan)
+            if published is not None and not finished:
+                raise DataError(
+                    f"{prefix}: a run with other inputs or options was complete but for the names of its outputs, which they have now; "
+                    "choose another --output-prefix or add --overwrite"
+                )
+        plan, dealt, finished = ranks.broadcast((plan, _deal(plan, ranks.size, folder), finished))
+        if finished:
+            return _summary(prefix, names)
+        _check_shared(folder, ranks)
+        mine = dealt[ranks.rank]
+        work = _Work(make_encoder if ranks.size > 1 else lambda: encoder, settings, folder, counters)
+        pool = stack.enter_context(Pool(work, workers, "spawn" if ranks.size > 1 else "fork"))
+        with show(counters, sum(plan[i].shard.num_bytes for i in mine)):
+            done = dict(zip(mine, pool.run([plan[i] for i in mine]), strict=True))
+        gathered: dict[int, ShardFacts] = {}
+        for found in ranks.gather(done):
+            gathered.update(found)
+        facts = [gathered[i] for i in range(len(plan))]
+        if not sum(fact.documents for fact in facts):
+            files = dict.fromkeys(str(job.shard.file.path) for job in plan)
+            raise DataError(f"{', '.join([*files][:5])}: no text in any record; nothing was written")
+        _join(plan, facts, mine, names, folder, pool, workers, ranks)
+        if ranks.rank == 0:
+            write_indexes(plan, facts, names, folder)
+            write_report(plan, facts, folder)
+            write_manifest_of(plan, facts, names, encoder.tokenizer, settings, inputs, folder)
+            folder.publish(_digest(plan))
+            _keep_ranges(prefix, facts, names)
+        ranks.barrier()
+    return _summary(prefix, names)
+
+
+def _digest(plan: Sequence[Job]) -> str:
+    return digest("".join(job.identity for job in plan).encode())
+
+
+def _summary(prefix: str | Path, names: Iterable[str]) -> Summary:
+    """Read from the manifest, so that it says what is on the disk."""
+    manifest = read_manifest(manifest_path(prefix))
+    counts = manifest.counts
+    assert counts is not None, "the manifest of a run has counts"
+    return Summary(
+        [str(Path(prefix).parent / name) for name in names],
+        counts.documents,
+        sum(manifest.outputs[name].tokens for name in names),
+        counts.empty,
+        dict(counts.skipped),
+        report_path(prefix) if counts.skipped else None,
+    )
+
+
+def _shard_bytes(inputs: Sequence[InputFile]) -> int:
+    """Depends on the inputs alone, so that any number of workers or ranks finds the same shards."""
+    return min(max(sum(file.num_bytes for file in inputs) // SHARDS, SMALLEST_SHARD), LARGEST_SHARD)
+
+
+def _check_outputs(prefix: str | Path, names: Sequence[str], inputs: Sequence[InputFile], overwrite: bool) -> None:
+    """Raise DataError where an output exists, unless it may be overwritten; what is no output of ours never may."""
+    parent, manifest = Path(prefix).parent, manifest_path(prefix)
+    if not parent.is_dir():
+        raise DataError(f"{parent}: the folder of --output-prefix does not exist; create it")
+    if (WorkFolder(prefix).path / PUBLISHING).exists():
+        return  # complete, and about to be given these names
+    paths = [path for name in names for path in (bin_path(parent / name), idx_path(parent / name))]
+    existing = [path for path in [*paths, manifest] if path.exists()]
+    if existing and not overwrite:
+        raise DataError(f"{existing[0]}: exists; choose another --output-prefix or add --overwrite")
+    if manifest.exists() and (
+        not is_manifest(manifest) or manifest.resolve() in {file.path.resolve() for file in inputs}
+    ):
+        raise DataError(
+            f"{manifest}: is needed for the manifest, but is a file of another kind; choose another --output-prefix"
+        )
+
+
+def _check_shared(folder: WorkFolder, ranks: Ranks) -> None:
+    places = ranks.gather((os.uname().nodename, folder.path.is_dir()))
+    missing = [f"rank {rank} on {host}" for rank, (host, found) in enumerate(places) if not found]
+    if missing:
+        raise DataError(
+            f"{folder.path}: not visible from {', '.join(missing[:5])}; --output-prefix must be on storage that all machines share"
+        )
+
+
+def _deal(plan: Sequence[Job], size: int, folder: WorkFolder) -> list[list[int]]:
+    """Job numbers of each rank, about equal in bytes that are still to be done."""
+    if size == 1:
+        return [list(range(len(plan)))]
+    left = [job.shard.num_bytes // (COMPLETE_IS_CHEAPER if folder.facts(job.identity).exists() else 1) for job in plan]
+    ranks = [(0, rank) for rank in range(size)]
+    dealt: list[list[int]] = [[] for _ in range(size)]
+    for number in sorted(range(len(plan)), key=lambda i: -left[i]):
+        load, rank = heapq.heappop(ranks)
+        dealt[rank].append(number)
+        heapq.heappush(ranks, (load + left[number], rank))
+    return [sorted(numbers) for numbers in dealt]
+
+
+def _join(
+    plan: Sequence[Job], facts: Sequence[ShardFacts], mine: Sequence[int], names: Any, folder: WorkFolder,
+    pool: Pool, workers: int, ranks: Ranks,
+) -> None:  # fmt: skip
+    if ranks.rank == 0:
+        make_targets(facts, list(names), folder)
+    ranks.barrier()
+    rows = pieces(plan, facts, list(names), folder)
+    groups = [[piece for i in mine[first::workers] for piece in rows[i]] for first in range(workers)]
+    for _ in pool.run([group for group in groups if group]):
+        pass
+    ranks.barrier()
+
+
+@contextmanager
+def _disk_errors_named(folder: WorkFolder) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or folder.path}: {error.strerror or error}; no output was written. Free space there, or choose another "
+            "--output-prefix; the same command continues with the shards that are complete"
+        ) from error
+
+
+def _keep_ranges(prefix: str | Path, facts: Sequence[ShardFacts], names: Mapping[str, np.dtype]) -> None:
+    """Spare training the scan of the tokens."""
+    for number, (name, dtype) in enumerate(names.items()):
+        found = [fact.outputs[number] for fact in facts if fact.outputs[number].tokens]
+        if found:
+            smallest, largest = min(o.smallest_id for o in found), max(o.largest_id for o in found)
+            keep_range(bin_path(Path(prefix).parent / name), dtype, smallest, largest)

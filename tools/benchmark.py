@@ -77,8 +77,9 @@ examples
       python tools/benchmark.py data --input corpus.jsonl --vocab-file tokenizer.json --workers 8
 
 Every row is a whole command, from start to finished files; rows take turns within every round. MB/s are of the input file, "times" is a
-ratio to the NeoX-style loop within each round, "MiB" the largest resident set among the command's processes. Rows of programs
-that are not installed are missing: megatron-core (the loop and the pool use its file builder) and datatrove."""
+ratio to the NeoX-style loop within each round, "MiB" the largest resident set among the command's processes. Start-up counts:
+several seconds for megatron-core's imports. Rows of programs that are not installed are missing: megatron-core (the pool, the index) and
+datatrove."""
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -268,7 +269,7 @@ def data_tables(args: argparse.Namespace) -> str:
         prefix = speed.keep_output(ways[0], folder)
         index = speed.measure_index(int(args.index_tokens), 1_000, 2_048, args.rounds)
         loads = {n: speed.measure_loader(prefix, 512, 8, n, args.rounds) for n in (0, args.workers)}
-    base = next((way for way in ways if way.name == speed.LOOP), ways[-1])
+    base = next(way for way in ways if way.name == speed.LOOP)
     rows = [
         (
             way.name, f"{way.num_bytes / 1e6:,.0f}", spread(way.seconds), f"{way.megabytes_per_second:,.1f}",
@@ -297,7 +298,7 @@ def data_tables(args: argparse.Namespace) -> str:
 
 
 def spread(seconds: Sequence[float]) -> str:
-    return f"{min(seconds):.2f} / {statistics.median(seconds):.2f} / {max(seconds):.2f}"
+    return " / ".join(f"{value:.3g}" for value in (min(seconds), statistics.median(seconds), max(seconds)))
 
 
 def train_table(args: argparse.Namespace) -> str:

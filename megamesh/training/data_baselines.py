@@ -2,8 +2,8 @@
 
     python -m megamesh.training.data_baselines loop|pool|datatrove INPUT.jsonl TOKENIZER.json OUTPUT_PREFIX WORKERS
 
-loop        json, `tokenizers`' encode of each document, megatron-core's builder: one process, GPT-NeoX's way
-pool        the same in a multiprocessing pool that sends lists of ids to the parent: GPT-NeoX's and Megatron's way with several workers
+loop        json and `tokenizers`' encode of each document in one process, GPT-NeoX's way; written without any library's weight
+pool        the same in a multiprocessing pool that sends lists of ids to the parent, and megatron-core's builder: Megatron's way
 datatrove   its JsonlReader and DocumentTokenizer
 """
 
@@ -13,21 +13,15 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from megamesh.data.format import token_dtype
+from megamesh.data.indexed import IndexedWriter
 
 END_OF_TEXT = "<|endoftext|>"
 POOL_CHUNK = 25  # documents sent at once, as in both scripts
-
-
-def _builder(prefix: str, tokenizer: Tokenizer) -> Any:
-    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder  # type: ignore[import-not-found,import-untyped,unused-ignore]
-
-    return IndexedDatasetBuilder(f"{prefix}.bin", dtype=token_dtype(tokenizer.get_vocab_size()).type)
 
 
 class _Encode:
@@ -46,22 +40,25 @@ class _Encode:
 
 
 def loop(source: str, vocabulary: str, prefix: str, workers: int) -> None:
-    import torch
-
-    tokenizer = Tokenizer.from_file(vocabulary)
-    builder, encode = _builder(prefix, tokenizer), _Encode(vocabulary)
-    with open(source, encoding="utf-8") as lines:
-        documents = map(encode, lines) if workers == 1 else _pooled(encode, lines, workers)
-        for ids in documents:
+    dtype = token_dtype(Tokenizer.from_file(vocabulary).get_vocab_size())
+    with open(source, encoding="utf-8") as lines, IndexedWriter(prefix, dtype) as writer:
+        for ids in map(_Encode(vocabulary), lines):
             if ids:
-                builder.add_item(torch.tensor(ids, dtype=torch.int64) if workers == 1 else np.array(ids))
+                writer.add_document(np.array(ids, dtype=dtype))
+
+
+def pool(source: str, vocabulary: str, prefix: str, workers: int) -> None:
+    import torch
+    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder  # type: ignore[import-not-found,import-untyped,unused-ignore]
+
+    dtype = token_dtype(Tokenizer.from_file(vocabulary).get_vocab_size())
+    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=dtype.type)
+    with open(source, encoding="utf-8") as lines, multiprocessing.get_context("spawn").Pool(workers) as processes:
+        for ids in processes.imap(_Encode(vocabulary), lines, POOL_CHUNK):
+            if ids:
+                builder.add_item(torch.tensor(ids))
                 builder.end_document()
     builder.finalize(f"{prefix}.idx")
-
-
-def _pooled(encode: _Encode, lines: Any, workers: int) -> Any:
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield from pool.imap(encode, lines, POOL_CHUNK)
 
 
 def datatrove(source: str, vocabulary: str, prefix: str, workers: int) -> None:
@@ -78,7 +75,7 @@ def datatrove(source: str, vocabulary: str, prefix: str, workers: int) -> None:
     LocalPipelineExecutor([reader, tokens], tasks=workers, workers=workers, logging_dir=str(folder / "logs")).run()
 
 
-WAYS: dict[str, Callable[[str, str, str, int], None]] = {"loop": loop, "pool": loop, "datatrove": datatrove}
+WAYS: dict[str, Callable[[str, str, str, int], None]] = {"loop": loop, "pool": pool, "datatrove": datatrove}
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -9,7 +9,6 @@ set among its processes. The others get a smaller corpus, as their speed does no
 """
 
 import gzip
-import importlib.util
 import json
 import os
 import random
@@ -19,8 +18,10 @@ import sys
 import sysconfig
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,15 @@ ENDINGS = {
     ".xml",
     "",
 }
+TIMED = """
+import os, sys, time  # a small process starts the command: a child's peak includes what its parent held when it was made
+started = time.monotonic()
+child = os.spawnvp(os.P_NOWAIT, sys.argv[2], sys.argv[2:])
+_, status, usage = os.wait4(child, 0)
+with open(sys.argv[1], "w") as file:
+    file.write(f"{time.monotonic() - started} {usage.ru_maxrss}")
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
 LARGEST_FILE = 3_000_000
 VOCABULARY = 50_257
 NEOX = "NeoX-style loop"
@@ -165,11 +175,10 @@ def ways(corpus: Path, part: Path, vocabulary: Path, workers: int) -> list[Way]:
         return Way(f"{name}, {_processes(processes)}", command, part)
 
     found = [ours(1), ours(workers)] if workers > 1 else [ours(1)]
-    if importlib.util.find_spec("megatron") is not None:
-        found.append(others(NEOX, "loop", 1))
-        if workers > 1:
-            found.append(others("Megatron-style pool", "pool", workers))
-    if importlib.util.find_spec("datatrove") is not None:
+    found.append(others(NEOX, "loop", 1))
+    if find_spec("megatron") is not None:
+        found.append(others("Megatron-style pool", "pool", workers))
+    if find_spec("datatrove") is not None:
         found.append(others("datatrove", "datatrove", 1))
     return found
 
@@ -184,15 +193,14 @@ def measure_ways(candidates: Sequence[Way], rounds: int, folder: Path) -> Sequen
         for way in candidates:
             with tempfile.TemporaryDirectory(dir=folder) as work:
                 errors = Path(work) / "errors"
-                started = time.monotonic()
                 with errors.open("wb") as file:
-                    process = subprocess.Popen(way.command(Path(work) / "out"), stdout=file, stderr=file)
-                    _, status, usage = os.wait4(process.pid, 0)
-                way.seconds.append(time.monotonic() - started)
-                way.peak_bytes.append(usage.ru_maxrss * 1024)
-                process.returncode = os.waitstatus_to_exitcode(status)
-                if process.returncode:
+                    command = [sys.executable, "-c", TIMED, str(Path(work) / "usage"), *way.command(Path(work) / "out")]
+                    status = subprocess.run(command, stdout=file, stderr=file, check=False).returncode
+                if status:
                     raise DataError(f"{way.name} failed:\n{errors.read_text(errors='replace')[-2000:]}")
+                seconds, kibibytes = (Path(work) / "usage").read_text().split()
+                way.seconds.append(float(seconds))
+                way.peak_bytes.append(int(kibibytes) * 1024)
     return candidates
 
 
@@ -235,15 +243,17 @@ def measure_index(num_tokens: int, tokens_per_document: int, sequence_length: in
 
 
 def _megatron_helper() -> Callable[..., np.ndarray] | None:
-    if importlib.util.find_spec("megatron") is None:
+    if find_spec("megatron") is None:
         return None
-    from megatron.core.datasets.helpers import build_sample_idx  # type: ignore[import-not-found,import-untyped,unused-ignore]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of accelerators' libraries, which are not needed here
+        from megatron.core.datasets.helpers import build_sample_idx  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
     return build_sample_idx  # type: ignore[no-any-return,unused-ignore]
 
 
 def measure_loader(prefix: str, sequence_length: int, micro_batch: int, num_workers: int, rounds: int) -> list[float]:
-    """Samples per second of each round: one pass, at most 20,000 samples, in shuffled order."""
+    """Samples per second of each round after the first batch: one pass, at most 20,000 samples, in shuffled order."""
     indexed = IndexedDataset(prefix)
     order = build_sample_order(np.array(indexed.lengths), 0, 1, sequence_length, 0)
     dataset = PackedDataset(indexed, order, sequence_length)
@@ -258,8 +268,9 @@ def measure_loader(prefix: str, sequence_length: int, micro_batch: int, num_work
             dataset, consumed_samples=0, total_samples=total, micro_batch_size=micro_batch, dp_rank=0, dp_size=1,
             num_workers=num_workers,
         )  # fmt: skip
+        next(batches)  # processes are up
         started = time.monotonic()
         for _batch in batches:
             pass
-        speeds.append(total / (time.monotonic() - started))
+        speeds.append((total - micro_batch) / (time.monotonic() - started))
     return speeds

@@ -1,7 +1,7 @@
 """Tokenize a corpus into <output-prefix>_<key>_document.bin/.idx for training, with a manifest <output-prefix>.json."""
 
 import argparse
-import logging
+import os
 import sys
 import time
 import traceback
@@ -19,15 +19,16 @@ from megamesh.config.sections import TokenizerConfig
 from megamesh.data.manifest import tokenizer_facts
 from megamesh.data.preprocessing import Settings, Summary, preprocess
 from megamesh.data.preprocessing.encoders import Encoder, TextEncoder
+from megamesh.data.preprocessing.masked_encoders import ChatEncoder, Masking, masked_encoder
 from megamesh.data.preprocessing.progress import Display
 from megamesh.data.preprocessing.ranks import MpiRanks, OneProcess, Ranks
 from megamesh.data.sources.inputs import InputFile, find_inputs
 from megamesh.data.sources.records import ReadOptions
 from megamesh.errors import ConfigError, DataError
-from megamesh.tokenizer import build_tokenizer
+from megamesh.launch import read_launch
+from megamesh.tokenizer import build_tokenizer, tokenizer_identity
+from megamesh.tokenizer.chat import ChatOptions, ChatTemplate, ConversationEncoder, load_chat_template
 from megamesh.tokenizer.engines import Choice, fastest_engine
-
-log = logging.getLogger(__name__)
 
 TOKENIZER_TYPES = get_args(TokenizerConfig.model_fields["tokenizer_type"].annotation)
 STANDARD_INPUT = "-"
@@ -42,6 +43,9 @@ examples
           --vocab-file tokenizer.json --append-eod --output-prefix /shared/corpus
   from another program
       zcat old.warc.gz | extract | python tools/preprocess_data.py --input - …
+  conversations of which only what the model says is learned (data/chat_messages_document and data/chat_messages_label_document)
+      python tools/preprocess_data.py --input chats.jsonl --chat-key messages --tokenizer-type HFTokenizer \\
+          --vocab-file model/tokenizer.json --output-prefix data/chat
 
 what is read (by the ending of the name; folders are searched, patterns like 'data/*.jsonl.zst' work in quotes)
   .jsonl .ndjson .json     one JSON object per line, text under --jsonl-keys
@@ -61,6 +65,10 @@ written do not depend on --workers, on MPI, or on interruptions. Inputs are cut 
 several such files for several processes. Memory: about 150 MB per process, and about ten times the longest document."""
 
 
+LABELS = """Each of the first three writes <output-prefix>_<key>_label_document beside <output-prefix>_<key>_document, for
+train_label_data_paths beside train_data_paths: int32, at every token its id, or -100 where it is not counted."""
+
+
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -71,7 +79,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="files, folders or patterns, separated by commas or spaces; - reads standard input",
     )  # fmt: skip
     what.add_argument(
-        "--jsonl-keys", nargs="+", default=["text"],
+        "--jsonl-keys", nargs="+",
         help="keys (or columns) of the text; each writes an output of its own (default: text)",
     )  # fmt: skip
     what.add_argument(
@@ -105,6 +113,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     how.add_argument("--append-eod", action="store_true", help="end every document with the end-of-document token")
     how.add_argument("--ftfy", action="store_true", help="mend broken Unicode with ftfy first")
+    add_masking_flags(parser.add_argument_group("labels: which tokens are counted in the loss", LABELS))
     out = parser.add_argument_group("output")
     out.add_argument("--output-prefix", required=True, help="start of the outputs' names")
     out.add_argument("--overwrite", action="store_true", help="replace existing outputs")
@@ -125,21 +134,85 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def add_masking_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--mask-before-token", metavar="IDS",
+        help="ids of a mark, separated by commas: tokens are counted after its first occurrence in a document, the mark itself is not; a "
+        "document without the mark is counted whole (as in GPT-NeoX, which names the labels <output-prefix>_label_document)",
+    )  # fmt: skip
+    group.add_argument(
+        "--segment-keys", nargs="+", default=[], metavar="KEY",
+        help="keys whose texts are encoded one by one and joined, in this order, to one document (outputs: text and text_label); "
+        "tokens that the tokenizer puts around a text stand around each of them",
+    )  # fmt: skip
+    group.add_argument(
+        "--mask-keys", nargs="+", default=[], metavar="KEY",
+        help="those of --segment-keys that are not counted; an end-of-document token is",
+    )  # fmt: skip
+    group.add_argument(
+        "--chat-key", metavar="KEY",
+        help="key of conversations, lists of {role, content}: rendered by a chat template; what the model says is counted, and "
+        "--append-eod's token where the token before it is (leave --append-eod out where the template ends so itself)",
+    )  # fmt: skip
+    group.add_argument(
+        "--chat-template", metavar="FILE",
+        help="jinja template, with or without {%% generation %%} (default: the one beside --vocab-file)",
+    )  # fmt: skip
+    group.add_argument("--generation-role", default="assistant", help="role of the model (default: assistant)")
+    group.add_argument("--only-last", action="store_true", help="count the last message only, if it is the model's")
+    group.add_argument(
+        "--for-rm", action="store_true", help="count only --append-eod's token, as a reward model is trained"
+    )
+    group.add_argument("--no-mask", action="store_true", help="count everything: no labels are written")
+
+
+def masking_of(args: argparse.Namespace) -> Masking:
+    masking = Masking(
+        mark=args.mask_before_token,
+        segment_keys=tuple(args.segment_keys),
+        mask_keys=tuple(args.mask_keys),
+        chat_key=args.chat_key,
+        chat_template=args.chat_template,
+        generation_role=args.generation_role,
+        no_mask=args.no_mask,
+        only_last=args.only_last,
+        for_rm=args.for_rm,
+    )
+    if masking.chat_key is not None:
+        wrong = {
+            "--ftfy": args.ftfy,
+            "--join-paragraphs": args.join_paragraphs,
+            "--tokenizer-engine=gigatoken": args.tokenizer_engine == "gigatoken",
+        }
+        for flag, given in wrong.items():
+            if given:
+                raise ConfigError(f"{flag} is for text, and --chat-key reads conversations; leave one out")
+    return masking
+
+
 def run(args: argparse.Namespace, ranks: Ranks) -> None:
-    if len(set(args.jsonl_keys)) != len(args.jsonl_keys):
-        raise ConfigError(f"--jsonl-keys={' '.join(args.jsonl_keys)} names a key twice")
+    started_as = read_launch(os.environ).world_size
+    if started_as > 1 and not args.mpi:
+        raise ConfigError(
+            f"started as {started_as} processes, which would all write the same; add --mpi to share the work"
+        )
+    masking = masking_of(args)
+    keys = masking.keys(args.jsonl_keys)
     config = TokenizerConfig(tokenizer_type=args.tokenizer_type, vocab_file=args.vocab_file, merge_file=args.merge_file)
+    template = load_chat_template(args.vocab_file or "", args.chat_template) if masking.chat_key is not None else None
     make_encoder = partial(
-        build_encoder, config, args.tokenizer_engine, tuple(args.jsonl_keys), args.append_eod, args.ftfy
+        build_encoder, config, args.tokenizer_engine, keys, args.append_eod, args.ftfy, masking, template
     )
     settings = Settings(
         ReadOptions(
-            keys=tuple(args.jsonl_keys),
+            keys=keys,
             separator=_unescaped(args.document_separator),
             max_document_bytes=args.max_document_mib << 20,
             join_paragraphs=args.join_paragraphs,
+            messages=masking.chat_key is not None,
+            mend=f"see {masking.keys_flag}",
         ),
-        {"append_eod": args.append_eod, "ftfy": args.ftfy},
+        {"append_eod": args.append_eod, "ftfy": args.ftfy, **masking.described(template)},
         skip_bad=args.on_bad_line == "skip",
     )
     started = time.monotonic()
@@ -150,6 +223,7 @@ def run(args: argparse.Namespace, ranks: Ranks) -> None:
         num_docs=args.num_docs,
         log_interval=args.log_interval,
         bar=ranks.size == 1,
+        write=say,
     )
     summary = preprocess(
         inputs,
@@ -164,6 +238,11 @@ def run(args: argparse.Namespace, ranks: Ranks) -> None:
     if ranks.rank == 0:
         _spool_path(args).unlink(missing_ok=True)
         print(described(summary, sum(file.num_bytes for file in inputs), time.monotonic() - started))
+
+
+def say(line: str) -> None:
+    """Progress of every rank goes to standard error, whole lines at a time."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def described(summary: Summary, num_bytes: int, seconds: float) -> str:
@@ -199,21 +278,32 @@ def _spool(path: Path) -> Path:
                 bar.update(file.write(block))
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; standard input is kept there while it is tokenized") from error
-    log.info("standard input is in %s; if this run is interrupted, continue with --input %s", path, path)
+    say(f"standard input is in {path}; if this run is interrupted, continue with --input {path}")
     return path
 
 
 def build_encoder(
-    config: TokenizerConfig, engine: Choice, keys: tuple[str, ...], append_eod: bool, ftfy: bool
+    config: TokenizerConfig,
+    engine: Choice,
+    keys: tuple[str, ...],
+    append_eod: bool,
+    ftfy: bool,
+    masking: Masking,
+    template: ChatTemplate | None,
 ) -> Encoder:
     """What each process encodes with."""
     tokenizer = build_tokenizer(config)
+    facts = tokenizer_facts(*tokenizer_identity(config, tokenizer))
+    eod_id = tokenizer.eod_id if append_eod else None
+    if template is not None and masking.chat_key is not None:
+        options = ChatOptions(masking.generation_role, not masking.no_mask, masking.only_last, masking.for_rm)
+        conversations = ConversationEncoder(tokenizer, template, options, end_id=eod_id)
+        return ChatEncoder(conversations, facts, masking.chat_key, with_labels=not masking.no_mask)
     fastest, line = fastest_engine(tokenizer, engine)
-    if parent_process() is None:
-        log.info("%s", line)
-    files = [path for path in (config.vocab_file, config.merge_file) if path]
-    facts = tokenizer_facts(config.tokenizer_type, tokenizer.vocab_size, files)
-    return TextEncoder(fastest, facts, keys, eod_id=tokenizer.eod_id if append_eod else None, ftfy=ftfy)
+    if parent_process() is None and read_launch(os.environ).rank == 0:
+        say(line)
+    texts = TextEncoder(fastest, facts, keys, eod_id=None if masking.segment_keys else eod_id, ftfy=ftfy)
+    return masked_encoder(texts, masking, eod_id)
 
 
 def _unescaped(separator: str | None) -> str | None:

@@ -398,10 +398,14 @@ class DataConfig(Section):
 class TokenizerConfig(Section):
     """Text to token ids."""
 
-    tokenizer_type: Literal["HFTokenizer", "GPT2BPETokenizer", "SPMTokenizer", "CharLevelTokenizer"] = Field(
-        "GPT2BPETokenizer", description="Kind of tokenizer."
+    tokenizer_type: Literal[
+        "HFTokenizer", "GPT2BPETokenizer", "SPMTokenizer", "CharLevelTokenizer", "TiktokenTokenizer"
+    ] = Field("GPT2BPETokenizer", description="Kind of tokenizer.")
+    vocab_file: str | None = Field(
+        None,
+        description="tokenizer.json, sentencepiece model, vocab.json, vocabulary of characters, .tiktoken file or name of a tiktoken "
+        "encoding.",
     )
-    vocab_file: str | None = Field(None, description="tokenizer.json, sentencepiece model or vocab.json.")
     merge_file: str | None = Field(None, description="merges.txt of GPT2BPETokenizer.")
 
 

@@ -48,12 +48,13 @@ class Output(_Model):
 
 
 class Tokenizer(_Model):
-    """`digest` covers the type and the files' bytes; `files`: name → digest."""
+    """`digest` covers the type, the files' bytes and the traits; `files`: name → digest; `traits`: what else decides the ids."""
 
     type: str
     vocab_size: int
     digest: str
     files: dict[str, str]
+    traits: dict[str, Any]
 
 
 class Input(_Model):
@@ -114,12 +115,12 @@ def digest_of_file(path: str | Path) -> str:
     return combine(digest_of_range(path, 0, Path(path).stat().st_size))
 
 
-def tokenizer_facts(kind: str, vocab_size: int, files: Sequence[str | Path]) -> Tokenizer:
-    """What a manifest says of a tokenizer; `files`: its vocab_file and merge_file, where it has them."""
+def tokenizer_facts(kind: str, vocab_size: int, files: Sequence[str | Path], traits: Mapping[str, Any]) -> Tokenizer:
+    """What a manifest says of a tokenizer; `files`: its vocab_file and merge_file, where it has them; `traits`: JSON values."""
     digests = [digest_of_file(path) for path in files]
-    whole = digest(json.dumps([kind, *digests]).encode())
+    whole = digest(json.dumps([kind, digests, dict(traits)], sort_keys=True).encode())
     return Tokenizer(
-        type=kind, vocab_size=vocab_size, digest=whole,
+        type=kind, vocab_size=vocab_size, digest=whole, traits=dict(traits),
         files={Path(path).name: found for path, found in zip(files, digests, strict=True)},
     )  # fmt: skip
 
@@ -177,3 +178,26 @@ def find_manifest(prefix: str | Path) -> tuple[Path, Manifest] | None:
             if name in manifest.outputs:
                 return path, manifest
     return None
+
+
+def tokenizer_disagreement(prefix: str | Path, ours: Tokenizer) -> str | None:
+    """What to warn of where a dataset's manifest names another tokenizer than a run's; None where all is well or unknown."""
+    try:
+        found = find_manifest(prefix)
+    except DataError as error:
+        return f"{error}; whether {prefix} was tokenized with this run's tokenizer is not known"
+    if found is None or found[1].tokenizer is None:
+        return None
+    path, written = found[0], found[1].tokenizer
+    if ours.digest == written.digest:
+        return None
+    return (
+        f"{prefix}: tokenized with {_named(written)}, but this run has {_named(ours)}; token ids may mean other text "
+        f"({path} says so): check tokenizer_type and vocab_file"
+    )
+
+
+def _named(tokenizer: Tokenizer) -> str:
+    files = ", ".join(f"{name} {found[:12]}" for name, found in tokenizer.files.items())
+    traits = ", ".join(f"{name} {value}" for name, value in tokenizer.traits.items())
+    return f"{tokenizer.type} ({files or 'no file'}; {traits})"

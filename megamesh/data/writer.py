@@ -82,9 +82,9 @@ class IndexedWriter:
 
     def _write_index(self) -> None:
         lengths = np.frombuffer(self._lengths, np.int32)
-        documents = np.frombuffer(self._documents, np.int64)
+        ends = np.frombuffer(self._documents, np.int64)[1:]
         pieces = [lengths[start : start + CHUNK] for start in range(0, len(lengths), CHUNK)]
-        write_index(self._temporary[1], self.dtype, pieces, len(lengths), document_index=documents)
+        write_index(self._temporary[1], self.dtype, pieces, len(lengths), ends=[ends], num_documents=len(ends))
 
     def close(self) -> None:
         """Put both files under their final names."""
@@ -132,16 +132,20 @@ def write_index(
     lengths: Iterable[np.ndarray],
     num_sequences: int,
     *,
-    document_index: np.ndarray | None = None,
+    ends: Iterable[np.ndarray] | None = None,
+    num_documents: int | None = None,
 ) -> None:
     """Write an .idx whose sequences lie end to end in their .bin, and bring it to disk.
 
     `lengths`: those of all sequences, in pieces [n] int32 of any size; gone through twice, one piece in memory at a time.
-    `document_index` [documents + 1] int64; without it every sequence is a document.
+    `ends`, `num_documents`: for each document the number of sequences up to its end, int64, in pieces too; without them every sequence is
+    a document.
     """
-    num_documents = num_sequences + 1 if document_index is None else len(document_index)
+    if ends is None or num_documents is None:
+        num_documents = num_sequences
+        ends = (np.arange(start + 1, min(start + CHUNK, num_sequences) + 1) for start in range(0, num_sequences, CHUNK))
     with path.open("wb") as file:
-        file.write(HEADER.pack(MAGIC, VERSION, DTYPE_CODES[np.dtype(dtype)], num_sequences, num_documents))
+        file.write(HEADER.pack(MAGIC, VERSION, DTYPE_CODES[np.dtype(dtype)], num_sequences, num_documents + 1))
         found = 0
         for piece in lengths:
             file.write(piece.astype("<i4", copy=False).tobytes())
@@ -149,13 +153,14 @@ def write_index(
         assert found == num_sequences, f"{path}: {found} lengths for {num_sequences} sequences"
         begin = 0
         for piece in lengths:
-            ends = begin + np.cumsum(piece, dtype=np.int64) * np.dtype(dtype).itemsize
-            file.write(np.concatenate(([begin], ends[:-1])).astype("<i8").tobytes() if len(piece) else b"")
-            begin = int(ends[-1]) if len(piece) else begin
-        if document_index is not None:
-            file.write(document_index.astype("<i8").tobytes())
-        else:
-            for start in range(0, num_documents, CHUNK):
-                file.write(np.arange(start, min(start + CHUNK, num_documents), dtype="<i8").tobytes())
+            stops = begin + np.cumsum(piece, dtype=np.int64) * np.dtype(dtype).itemsize
+            file.write(np.concatenate(([begin], stops[:-1])).astype("<i8").tobytes() if len(piece) else b"")
+            begin = int(stops[-1]) if len(piece) else begin
+        found = 0
+        file.write(np.zeros(1, "<i8").tobytes())
+        for piece in ends:
+            file.write(piece.astype("<i8", copy=False).tobytes())
+            found += len(piece)
+        assert found == num_documents, f"{path}: {found} ends of documents instead of {num_documents}"
         file.flush()
         os.fsync(file.fileno())

@@ -111,7 +111,7 @@ def load_hf(path: Path) -> BackendTokenizer:
         backend = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception for anything it cannot parse
         raise DataError(f"{path}: not a tokenizer.json of the tokenizers library ({error})") from error
-    declared = _tokenizer_config(path.parent / "tokenizer_config.json")
+    declared = tokenizer_config(path.parent / "tokenizer_config.json")
     special = {
         role: token for role, token in _special_tokens(declared).items() if backend.token_to_id(token) is not None
     }
@@ -173,7 +173,7 @@ def _largest_id(backend: Tokenizer) -> int:
     return max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
 
 
-def _tokenizer_config(path: Path) -> dict[str, Any]:
+def tokenizer_config(path: Path) -> dict[str, Any]:
     """A tokenizer_config.json; empty where there is none."""
     if not path.is_file():
         return {}

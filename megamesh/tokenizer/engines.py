@@ -24,10 +24,13 @@ from megamesh.errors import ConfigError, DataError
 from megamesh.tokenizer.backend import BackendTokenizer
 from megamesh.tokenizer.base import Tokenizer
 from megamesh.tokenizer.spm import SentencePieceTokenizer
+from megamesh.tokenizer.tiktoken_ranks import TiktokenTokenizer
 
 Choice = Literal["auto", "gigatoken", "reference"]
 CHECKED_SHARE = 1 / 1000
-WINDOW = 4096  # characters compared at a time
+WHOLE = 65536  # characters; longer texts are compared in windows
+WINDOW = 4096
+_ASCII = bytes(range(128))
 
 PROBE = (
     "", " ", "  ", "\n", "\r\n", "\t\t", " \n \n  x", "a" * 1000, " " * 200 + "x", "\n" * 100, "=" * 300, "-=" * 200,
@@ -74,29 +77,38 @@ class LibraryEngine:
 
 
 class GigatokenEngine:
-    """gigatoken, on one thread. Texts with characters that Unicode had not assigned go to `reference`."""
+    """gigatoken, on one thread. Texts that it may take otherwise than `reference` go there.
 
-    def __init__(self, tokenizer: BackendTokenizer):
-        import gigatoken
+    These hold characters that Unicode had not assigned, or, with `only_normal`, are not in normal form C: gigatoken looks for added tokens
+    in the text as it comes, also for those that tokenizers looks for in its normal form.
+    """
 
+    def __init__(self, tokenizer: Any, reference: Tokenizer, *, only_normal: bool = False):
         self.name = f"gigatoken {importlib.metadata.version('gigatoken')}"
-        self._encode = gigatoken.Tokenizer(tokenizer.backend).encode
-        self._reference = tokenizer
+        self._encode = tokenizer.encode
+        self._reference = reference
+        self._only_normal = only_normal
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        encode, strange = self._encode, has_strange_characters
+        encode = self._encode
         documents = [
-            encode(text) if text.isascii() or not strange(text) else np.array(self._reference.encode(text), np.uint32)
+            np.array(self._reference.encode(text), np.uint32) if self._is_risky(text) else encode(text)
             for text in texts
         ]
         lengths = np.fromiter(map(len, documents), dtype=np.int64, count=len(documents))
         return np.concatenate(documents) if documents else np.empty(0, np.uint32), lengths
 
+    def _is_risky(self, text: str) -> bool:
+        return not text.isascii() and (
+            has_strange_characters(text) or (self._only_normal and not unicodedata.is_normalized("NFC", text))
+        )
+
 
 class CheckedEngine:
     """An engine whose ids are compared with the reference's on a sample of the text, a thousandth by default.
 
-    Compared are windows of the texts, at places that the amount of text seen so far decides. `encode` raises DataError on a difference.
+    Compared are texts, and windows of texts longer than WHOLE, at places that the amount of text seen so far decides. `encode` raises
+    DataError on a difference.
     """
 
     def __init__(self, engine: Engine, reference: Tokenizer, share: float = CHECKED_SHARE):
@@ -106,21 +118,26 @@ class CheckedEngine:
         self._seen = 0
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        encoded = self._engine.encode(texts)
+        ids, lengths = self._engine.encode(texts)
+        ends = np.cumsum(lengths)
         size = sum(map(len, texts))
         self._owed += self._share * size
         self._seen += size
         place = self._seen
         while texts and self._owed > 0:
             place = (place * 6364136223846793005 + 1442695040888963407) % (1 << 64)
-            text = texts[(place >> 40) % len(texts)]
-            start = (place >> 8) % max(len(text) - WINDOW, 1)
-            self._compare(text[start : start + WINDOW])
-            self._owed -= max(min(len(text), WINDOW), 64)
-        return encoded
+            i = (place >> 40) % len(texts)
+            if len(texts[i]) > WHOLE:
+                start = (place >> 8) % (len(texts[i]) - WINDOW)
+                self._compare(texts[i][start : start + WINDOW], None)
+            else:
+                self._compare(texts[i], ids[ends[i] - lengths[i] : ends[i]])
+            self._owed -= max(len(texts[i]) if len(texts[i]) <= WHOLE else WINDOW, 64)
+        return ids, lengths
 
-    def _compare(self, text: str) -> None:
-        difference = first_difference(self._engine, self._reference, [text])
+    def _compare(self, text: str, found: np.ndarray | None) -> None:
+        given = self._engine.encode([text])[0] if found is None else found
+        difference = _difference(text, given, self._reference)
         if difference is not None:
             raise DataError(
                 f"{self.name} differs from {self._reference.name}: {difference}; "
@@ -148,20 +165,33 @@ def fastest_engine(tokenizer: Tokenizer, choice: Choice = "auto") -> tuple[Engin
 
 def _gigatoken(tokenizer: Tokenizer) -> tuple[Engine | None, str]:
     """The engine, or None and why not."""
-    if not isinstance(tokenizer, BackendTokenizer):
+    if not isinstance(tokenizer, BackendTokenizer | TiktokenTokenizer):
         return None, f"it does not take the place of {LibraryEngine(tokenizer).name.split()[0]}"
     if importlib.util.find_spec("gigatoken") is None:
         return None, "it is not installed; pip install megamesh[data]"
-    content = json.loads(tokenizer.backend.to_str())
-    reason = "special tokens are spelled out" if tokenizer.spells_out_specials else _why_not(content)
+    reason = _why_not(tokenizer)
     if reason is not None:
         return None, reason
     try:
-        engine = GigatokenEngine(tokenizer)
+        engine = _build_gigatoken(tokenizer)
     except Exception as error:  # it refuses what it does not know with exceptions of several kinds
-        return None, f"it does not take this tokenizer.json: {str(error).splitlines()[0]}"
+        return None, f"it does not take this tokenizer: {str(error).splitlines()[0]}"
     difference = first_difference(engine, tokenizer, [*PROBE, *_around(tokenizer.special_names)])
     return (engine, "") if difference is None else (None, f"its ids differ: {difference}")
+
+
+def _build_gigatoken(tokenizer: BackendTokenizer | TiktokenTokenizer) -> GigatokenEngine:
+    import gigatoken
+
+    if isinstance(tokenizer, TiktokenTokenizer):
+        return GigatokenEngine(gigatoken.Tokenizer.from_tiktoken(tokenizer.files[0]), tokenizer)
+    content = json.loads(tokenizer.backend.to_str())
+    looked_for_later = any(token["normalized"] and token["content"].strip(" ") for token in content["added_tokens"])
+    return GigatokenEngine(
+        gigatoken.Tokenizer(tokenizer.backend),
+        tokenizer,
+        only_normal=content["normalizer"] is not None and looked_for_later,
+    )
 
 
 def _around(names: Sequence[str]) -> list[str]:
@@ -173,8 +203,13 @@ def _around(names: Sequence[str]) -> list[str]:
     ]
 
 
-def _why_not(content: Any) -> str | None:
-    """What in a tokenizer.json gigatoken treats otherwise than tokenizers does; None where nothing is known."""
+def _why_not(tokenizer: BackendTokenizer | TiktokenTokenizer) -> str | None:
+    """What gigatoken treats otherwise than the tokenizer's own library does; None where nothing is known."""
+    if isinstance(tokenizer, TiktokenTokenizer):
+        return None if tokenizer.files else "it takes rank files only, not encodings by their name"
+    if tokenizer.spells_out_specials:
+        return "special tokens are spelled out"
+    content = json.loads(tokenizer.backend.to_str())
     model, before = content["model"], content["pre_tokenizer"] or {}
     steps = before.get("pretokenizers", [before])
     kinds = [step.get("type") for step in steps]
@@ -197,14 +232,18 @@ def first_difference(engine: Engine, reference: Tokenizer, texts: Sequence[str])
     """Where an engine's ids are first not the reference's: the text and both ids around the place; None where they are equal."""
     ids, lengths = engine.encode(texts)
     ends = np.cumsum(lengths)
-    for text, end, length in zip(texts, ends, lengths, strict=True):
-        found, expected = ids[end - length : end].tolist(), reference.encode(text)
-        if found != expected:
-            pairs = zip(found, expected, strict=False)
-            at = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(found), len(expected)))
-            around = slice(max(at - 2, 0), at + 3)
-            return f"{_short(text)} gives {found[around]} instead of {expected[around]} from token {around.start} on"
-    return None
+    each = (_difference(text, ids[e - n : e], reference) for text, e, n in zip(texts, ends, lengths, strict=True))
+    return next((difference for difference in each if difference is not None), None)
+
+
+def _difference(text: str, ids: np.ndarray, reference: Tokenizer) -> str | None:
+    found, expected = ids.tolist(), reference.encode(text)
+    if found == expected:
+        return None
+    pairs = zip(found, expected, strict=False)
+    at = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(found), len(expected)))
+    around = slice(max(at - 2, 0), at + 3)
+    return f"{_short(text)} gives {found[around]} instead of {expected[around]} from token {around.start} on"
 
 
 def _short(text: str, limit: int = 120) -> str:
@@ -212,8 +251,11 @@ def _short(text: str, limit: int = 120) -> str:
 
 
 def has_strange_characters(text: str) -> bool:
-    """Whether a text holds a character that this Python's Unicode does not know, or half of a surrogate pair."""
-    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+    """Whether a text holds a character that this Python's Unicode does not know."""
+    if text.isascii():
+        return False
+    others = text.encode().translate(None, _ASCII).decode()  # characters that are not ASCII: few, in most texts
+    codes = np.frombuffer(others.encode("utf-32-le"), dtype="<u4")
     return bool(_strange()[codes].any())
 
 
@@ -222,6 +264,6 @@ def _strange() -> np.ndarray:
     """[code points] bool. Planes that are unassigned as a whole are not asked for each of their characters."""
     table = np.ones(sys.maxunicode + 1, dtype=bool)
     for block in (range(0x34000), range(0xE0000, 0xE1000)):
-        table[block.start : block.stop] = [unicodedata.category(chr(code)) in ("Cn", "Cs") for code in block]
+        table[block.start : block.stop] = [unicodedata.category(chr(code)) == "Cn" for code in block]
     table[0xF0000:] = False  # private use
     return table

@@ -47,7 +47,7 @@ from megamesh.training.hooks.tensorboard import TensorBoardHook
 from megamesh.training.resume import find_start, load_start
 from megamesh.training.throughput import Throughput, device_peak_tflops
 from megamesh.training.trainer import Hook, Trainer
-from megamesh.training.vocabulary import vocabulary_size
+from megamesh.training.vocabulary import vocabulary_size, warn_about_tokenizers
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +80,8 @@ def prepare(loaded: LoadedConfig, device: torch.device, signals: SignalHook) -> 
     rank_zero_first(partial(_check_folders, config))
     local_rank = read_launch(os.environ).local_rank
     vocab_size, train_iters = node_by_node(partial(_sizes, config, batch), local_rank)
+    if dist.get_rank() == 0:
+        warn_about_tokenizers(config.data, config.tokenizer)
     padded_vocab_size = padded_vocabulary(config, vocab_size)
     cut_over_pipeline(config, batch, padded_vocab_size)  # whatever is wrong with it is told before data is looked at
     start = on_rank_zero(partial(find_start, config, batch, train_iters), "look for a checkpoint")

@@ -1,10 +1,16 @@
-"""How many token ids the model must know: the tokenizer's, or what `vocab_size` says."""
+"""How many token ids the model must know: the tokenizer's, or what `vocab_size` says; and whether the data has that tokenizer's ids."""
 
+import logging
 from pathlib import Path
 
-from megamesh.config.sections import ModelConfig, TokenizerConfig
+from megamesh.config.sections import DataConfig, ModelConfig, TokenizerConfig
+from megamesh.data.manifest import tokenizer_disagreement, tokenizer_facts
 from megamesh.errors import ConfigError
-from megamesh.tokenizer.build import build_tokenizer
+from megamesh.tokenizer.build import build_tokenizer, tokenizer_identity
+
+log = logging.getLogger(__name__)
+
+MOST_WARNINGS = 5
 
 
 def vocabulary_size(model: ModelConfig, tokenizer: TokenizerConfig) -> int:
@@ -32,3 +38,19 @@ def known_vocabulary_size(model: ModelConfig, tokenizer: TokenizerConfig) -> int
     if model.vocab_size is not None and not (tokenizer.vocab_file and Path(tokenizer.vocab_file).exists()):
         return model.vocab_size
     return vocabulary_size(model, tokenizer)
+
+
+def warn_about_tokenizers(data: DataConfig, tokenizer: TokenizerConfig) -> None:
+    """Log a warning for each dataset whose manifest names another tokenizer; nothing where the run or a dataset names none."""
+    if tokenizer.vocab_file is None:
+        return
+    ours = tokenizer_facts(*tokenizer_identity(tokenizer, build_tokenizer(tokenizer)))
+    prefixes = [data.data_path] if data.data_path is not None else []
+    for paths in (data.train_data_paths, data.valid_data_paths, data.test_data_paths):
+        prefixes += paths or []
+    found = (tokenizer_disagreement(prefix, ours) for prefix in dict.fromkeys(prefixes))
+    messages = [message for message in found if message is not None]
+    for message in messages[:MOST_WARNINGS]:
+        log.warning("%s", message)
+    if len(messages) > MOST_WARNINGS:
+        log.warning("%d more datasets were tokenized with another tokenizer", len(messages) - MOST_WARNINGS)

@@ -118,7 +118,7 @@ def test_an_unknown_key_is_named_with_its_place_and_the_nearest_key(problems: Pr
         ("activation", "mish", "is not one of gelu, geglu, relu, silu, swiglu"),
         ("lr_decay_style", "exponential", "is not one of linear, cosine, constant"),
         ("pack_impl", "loose", "is not one of packed, pack_until_overflow, unpacked"),
-        ("tokenizer_type", "TiktokenTokenizer", "is not one of HFTokenizer"),
+        ("tokenizer_type", "WordTokenizer", "is not one of HFTokenizer"),
     ],
 )
 def test_wrong_types_and_values_say_what_is_right(problems: Problems, key: str, value: object, reason: str) -> None:

@@ -57,25 +57,37 @@ class WorkFolder:
         self.path.mkdir(exist_ok=True)
         with (self.path / "lock").open("w") as file:
             _lock(file.fileno(), self.path)
+            if not _is_open_as(file.fileno(), self.path / "lock"):  # the run that was waited for removed it at its end
+                raise DataError(
+                    f"{self.path}: another run was writing there until now; start again if this one is still needed"
+                )
             yield
 
-    def publish(self, plan: str) -> None:
+    def publish(self, plan: str, outdated: Path) -> None:
         """Give the files in joined/ their final names, the .idx of each pair after its .bin, and remove the folder.
 
-        A publication that was interrupted is finished by the next run (`finish_publication`).
+        `outdated`: a file of the final folder that goes unless joined/ has a new one. A publication that was interrupted is finished by
+        the next run (`finish_publication`).
         """
         names = sorted(path.name for path in self.joined.iterdir())
         content = json.dumps({"plan": plan, "names": names}).encode()
         replace_file(self.path / PUBLISHING, lambda file: file.write(content))
+        if outdated.name not in names:
+            outdated.unlink(missing_ok=True)
         self._rename(names)
 
     def finish_publication(self) -> str | None:
-        """Finish what a killed run had begun to publish; its plan's digest, or None where there was nothing."""
+        """Finish what a killed run had begun to publish; its plan's digest, or None where nothing was or it has been deleted."""
         try:
             content = json.loads((self.path / PUBLISHING).read_bytes())
         except FileNotFoundError:
             return None
-        self._rename(content["names"])
+        names: list[str] = content["names"]
+        deleted = [n for n in names if not ((self.joined / n).exists() or (self.prefix.parent / n).exists())]
+        if deleted:
+            (self.path / PUBLISHING).unlink()
+            return None
+        self._rename(names)
         return str(content["plan"])
 
     def _rename(self, names: list[str]) -> None:
@@ -93,6 +105,13 @@ class WorkFolder:
         shutil.rmtree(self.path, ignore_errors=True)
         if self.path.exists():
             log.warning("%s: cannot be removed; nothing in it is needed any more", self.path)
+
+
+def _is_open_as(file: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _lock(file: int, path: Path) -> None:

@@ -53,10 +53,10 @@ class Pool:
             return
         executor = self._executor
         waiting = iter(items)
-        pending: deque[Future[Any]] = deque(
-            executor.submit(_do, item) for item in islice(waiting, QUEUED * self._workers)
-        )
         try:
+            pending: deque[Future[Any]] = deque(
+                executor.submit(_do, item) for item in islice(waiting, QUEUED * self._workers)
+            )
             while pending:
                 result = pending.popleft().result()
                 pending.extend(executor.submit(_do, item) for item in islice(waiting, 1))

@@ -3,16 +3,14 @@
 A terminal gets a bar; a log file, and each rank of an MPI job, a line every few seconds.
 """
 
-import logging
 import sys
 import threading
 import time
+from collections.abc import Callable
 from multiprocessing import get_context
 from types import TracebackType
 
 from tqdm import tqdm
-
-log = logging.getLogger(__name__)
 
 BAR_SECONDS = 0.5
 LINE_SECONDS = 10.0
@@ -37,13 +35,22 @@ class Counters:
 class Display:
     """Shows counters while its `with` block runs.
 
-    `name` leads the line; `num_docs`: documents in the input, if known; `log_interval`: fewest documents between two updates; `bar`:
-    whether a terminal gets a bar.
+    `name` leads the line; `num_docs`: documents in the input, if known; `log_interval`: fewest documents between two updates; `write`
+    receives a line every few seconds and one at the end, unless `bar` is set and standard error is a terminal.
     """
 
     def __init__(
-        self, counters: Counters, total_bytes: int, *, name: str, num_docs: int | None, log_interval: int, bar: bool
+        self,
+        counters: Counters,
+        total_bytes: int,
+        *,
+        name: str,
+        num_docs: int | None,
+        log_interval: int,
+        bar: bool,
+        write: Callable[[str], None],
     ):
+        self._write = write
         self._counters, self._total, self._name = counters, total_bytes, name
         self._num_docs, self._log_interval = num_docs, log_interval
         self._bar = bar and sys.stderr.isatty()
@@ -64,7 +71,8 @@ class Display:
         else:
             while not self._finished.wait(LINE_SECONDS):
                 if self._moved():
-                    log.info("%s", self._line())
+                    self._write(self._line())
+            self._write(self._line())
 
     def _moved(self) -> bool:
         documents = self._counters.read()[1]

@@ -99,6 +99,7 @@ def preprocess(
     ranks, counters = ranks or OneProcess(), Counters()
     folder = WorkFolder(prefix)
     encoder = make_encoder()
+    _check_names(prefix, encoder.outputs)
     names = {Path(output_prefix(prefix, name)).name: dtype for name, dtype in encoder.outputs.items()}
     with ExitStack() as stack:
         stack.enter_context(_disk_errors_named(folder))
@@ -107,6 +108,7 @@ def preprocess(
         if ranks.rank == 0:
             _check_outputs(prefix, list(names), inputs, overwrite)
             stack.enter_context(folder.locked())
+            _check_outputs(prefix, list(names), inputs, overwrite)  # another run may have ended while this one waited
             shards = cut_into_shards(inputs, _shard_bytes(inputs), settings.read.separator)
             plan = make_jobs(shards, encoder.tokenizer.digest, settings)
             published = folder.finish_publication()
@@ -137,7 +139,7 @@ def preprocess(
             write_indexes(plan, facts, names, folder)
             write_report(plan, facts, folder)
             write_manifest_of(plan, facts, names, encoder.tokenizer, settings, inputs, folder)
-            folder.publish(_digest(plan))
+            folder.publish(_digest(plan), outdated=report_path(prefix))
             _keep_ranges(prefix, facts, names)
         ranks.barrier()
     return _summary(prefix, names)
@@ -165,6 +167,18 @@ def _summary(prefix: str | Path, names: Iterable[str]) -> Summary:
 def _shard_bytes(inputs: Sequence[InputFile]) -> int:
     """Depends on the inputs alone, so that any number of workers or ranks finds the same shards."""
     return min(max(sum(file.num_bytes for file in inputs) // SHARDS, SMALLEST_SHARD), LARGEST_SHARD)
+
+
+def _check_names(prefix: str | Path, outputs: Iterable[str]) -> None:
+    if str(prefix).endswith(os.sep) or Path(prefix).name in ("", ".."):
+        raise DataError(
+            f"--output-prefix={prefix}: is a folder; add the start of a name, as in {Path(prefix) / 'corpus'}"
+        )
+    for name in outputs:
+        if os.sep in name or "\0" in name:
+            raise DataError(
+                f"key {name!r}: cannot be part of a file's name, and the output would have it; rename the key"
+            )
 
 
 def _check_outputs(prefix: str | Path, names: Sequence[str], inputs: Sequence[InputFile], overwrite: bool) -> None:

@@ -144,11 +144,19 @@ def find_shard(job: Job, settings: Settings, folder: WorkFolder, num_outputs: in
         with tokens.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != output.digest:
                 return None
-    return facts if not facts.skipped or folder.skipped(job.identity).is_file() else None
+        if int(np.fromfile(lengths, dtype="<i4").sum(dtype=np.int64)) != output.tokens:
+            return None
+    return (
+        facts if not facts.skipped or _num_lines(folder.skipped(job.identity)) == sum(facts.skipped.values()) else None
+    )
 
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else -1
+
+
+def _num_lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.is_file() else -1
 
 
 def _list_bad(bad: Iterable[BadRecord], shard: Shard, settings: Settings, files: "_ShardFiles") -> None:
@@ -260,6 +268,8 @@ class _ShardFiles:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stack.close()
-        for temporary in self._names:
-            temporary.unlink(missing_ok=True)
+        try:
+            self._stack.close()  # writes what is left, so a full disk may refuse
+        finally:
+            for temporary in self._names:
+                temporary.unlink(missing_ok=True)

@@ -11,7 +11,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Reason = Literal[
-    "bad-json", "bad-utf-8", "not-an-object", "missing-key", "null", "not-a-string", "surrogate", "too-long"
+    "bad-json",
+    "bad-utf-8",
+    "not-an-object",
+    "missing-key",
+    "null",
+    "not-a-string",
+    "bad-message",
+    "surrogate",
+    "too-long",
 ]
 
 
@@ -23,7 +31,7 @@ class ReadOptions:
     separator: what stands between the documents of a text file; None makes every file one document.
     max_document_bytes: a longer line or document is a bad record and is never held in memory.
     join_paragraphs: a list of strings is one text, an empty line between them, as in lm_dataformat.
-    messages: a value may be a list of JSON objects (a conversation), passed on as it is.
+    messages: a value is a list of JSON objects with role and content (a conversation), passed on as it is. No text is one.
     mend: what the message about a missing key says to do.
     """
 
@@ -84,7 +92,12 @@ class Found:
         self.line, self.member = 0, name
 
     def add_text(self, text: str) -> None:
-        """The next record: one text for every key."""
+        """The next record: one text for every key. A text is no conversation."""
+        if self.options.messages:
+            self.add_bad(
+                "not-a-string", "a text file holds no lists of messages; give conversations as .jsonl or .parquet"
+            )
+            return
         self.line += 1
         for values in self.values:
             values.append(text)

@@ -126,18 +126,29 @@ def checked_value(value: Any, key: str, options: ReadOptions) -> Any:
     """The text, or where the options say so the conversation, that stands under a key. Raises BadValueError."""
     if options.join_paragraphs and isinstance(value, list) and all(isinstance(part, str) for part in value):
         value = "\n\n".join(value)
-    if isinstance(value, str):
+    if isinstance(value, str) and not options.messages:
         _check_surrogates(value, key)
     elif options.messages and isinstance(value, list) and all(isinstance(part, dict) for part in value):
         _check_surrogates(json.dumps(value, ensure_ascii=False, default=str), key)
+        for number, message in enumerate(value, start=1):
+            _check_message(message, number, key)
     elif value is None:
         raise BadValueError("null", f"{key!r} is null instead of text; mend or remove the record")
     else:
-        wanted = "text or a list of messages" if options.messages else "text"
+        wanted = "a list of messages, objects with role and content" if options.messages else "text"
         raise BadValueError(
             "not-a-string", f"{key!r} is {_named(value)} instead of {wanted}; mend or remove the record"
         )
     return value
+
+
+def _check_message(message: dict[str, Any], number: int, key: str) -> None:
+    """Raise BadValueError unless a message has a role and text; one that calls tools needs no text."""
+    for part in ("role", "content"):
+        calls = part == "content" and message.get("tool_calls") and message.get(part) is None
+        if not calls and not isinstance(message.get(part), str):
+            found = f"its {part} is {_named(message[part])} instead of text" if part in message else f"it has no {part}"
+            raise BadValueError("bad-message", f"{key!r}, message {number}: {found}; mend or remove the record")
 
 
 def _check_surrogates(text: str, key: str) -> None:

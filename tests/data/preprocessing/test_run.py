@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -106,8 +107,19 @@ def test_output_is_megatrons_under_mpi(
     words[1] = ",".join(str(folder / part) for part in pattern.split(","))
     result = subprocess.run(mpirun(num_ranks, words), capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr
+    for rank in range(num_ranks):
+        assert (f"rank {rank}: 100% of" if num_ranks > 1 else "tokenizing: 100% of") in result.stderr
     corpora.write_with_megatron(texts * len(pattern.split(",")), folder / "tokenizer.json", tmp_path / "expected")
     assert_equal(tmp_path / "out", tmp_path / "expected")
+
+
+def test_ranks_without_the_flag_are_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (("RANK", "0"), ("SIZE", "4"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(f"OMPI_COMM_WORLD_{name}", value)
+    assert main(arguments(folder, "part*.jsonl", tmp_path / "out")) == 1
+    assert "started as 4 processes" in capsys.readouterr().err
 
 
 def test_a_bad_line_on_one_rank_ends_all(folder: Path, tmp_path: Path) -> None:
@@ -189,6 +201,50 @@ def test_killed_before_each_durable_step(folder: Path, tmp_path: Path, monkeypat
     assert kills > 8
     assert_equal(tmp_path / "out", folder / "expected")
     assert not (tmp_path / "out.unfinished").exists()
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_a_tokenizer_that_changed_begins_anew(folder: Path, tmp_path: Path) -> None:
+    """Its file is the same, but a tokenizer_config.json beside it makes text of special tokens."""
+    shutil.copy(folder / "tokenizer.json", tmp_path)
+    words = arguments(folder, "part*.jsonl", tmp_path / "out")
+    words[5] = str(tmp_path / "tokenizer.json")
+    assert die_at_rename(30, words) == -signal.SIGKILL
+    assert list((tmp_path / "out.unfinished").glob("*.tokens"))
+    (tmp_path / "tokenizer_config.json").write_text('{"split_special_tokens": true}')
+    assert main(words) == 0
+    words[-1] = str(tmp_path / "whole")
+    assert main(words) == 0
+    assert_equal(tmp_path / "out", tmp_path / "whole_text_document")
+    found = read_manifest(tmp_path / "out.json").tokenizer
+    assert found is not None and found.traits["special_tokens_are_text"] is True
+
+
+@pytest.mark.usefixtures("small_shards")
+@pytest.mark.parametrize("kind", ["tokens", "lengths", "skipped", "json"])
+def test_damaged_shards_are_done_again(folder: Path, tmp_path: Path, texts: list[str], kind: str) -> None:
+    (tmp_path / "a.jsonl").write_bytes(corpora.lines(texts).replace(b"   \n", b"[1]\n[2]\n"))
+    words = arguments(tmp_path, "a.jsonl", tmp_path / "out", "--on-bad-line", "skip")
+    words[5] = str(folder / "tokenizer.json")
+    assert die_at_rename(40, words) == -signal.SIGKILL
+    damaged = list((tmp_path / "out.unfinished").glob(f"*.{kind}"))
+    assert damaged
+    for path in damaged:
+        content = path.read_bytes()
+        path.write_bytes(content[:-20] if kind in ("skipped", "json") else bytes(len(content)))
+    assert main(words) == 0
+    assert_equal(tmp_path / "out", folder / "expected")
+    assert len((tmp_path / "out.skipped.jsonl").read_text().splitlines()) == 2
+
+
+def test_the_report_of_an_earlier_run_does_not_stay(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    words = arguments(tmp_path, "a.jsonl", tmp_path / "out", "--on-bad-line", "skip", "--overwrite")
+    words[5] = str(folder / "tokenizer.json")
+    for line, is_bad in (('{"text": 5}', True), ('{"text": "b"}', False)):
+        path.write_text(f'{{"text": "a"}}\n{line}\n')
+        assert main(words) == 0
+        assert (tmp_path / "out.skipped.jsonl").exists() == is_bad
 
 
 def test_a_run_that_is_over_is_not_done_again(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

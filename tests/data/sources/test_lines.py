@@ -162,12 +162,16 @@ def test_keys_stay_aligned_and_a_record_with_one_bad_key_is_left_out(tmp_path: P
 def test_paragraphs_are_joined_and_conversations_passed_on(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     conversation = [{"role": "user", "content": "é"}]
-    values = ["plain", ["a", "b"], [], conversation, ["a", 1], None, [{"role": "\ud800"}], ["\ud800"], 3]
+    calls = [*conversation, {"role": "assistant", "content": None, "tool_calls": [{"name": "add"}]}]
+    values = ["plain", ["a", "b"], [], conversation, ["a", 1], None, [{"role": "\ud800"}], ["\ud800"], 3, calls]
+    values += [[{"role": "user"}], [{"content": "a"}], [*conversation, {"role": "user", "content": 3}]]
     path.write_text("\n".join(json.dumps({"text": value}) for value in values))
     records, bad, _ = read_all(path, ReadOptions(join_paragraphs=True))
     assert records == [("plain",), ("a\n\nb",), ("",)]
-    assert [reason for _, reason in bad] == ["not-a-string"] * 2 + ["null", "not-a-string", "surrogate", "not-a-string"]
+    odd = ["not-a-string"] * 2 + ["null", "not-a-string", "surrogate", "not-a-string"]
+    assert [reason for _, reason in bad] == odd + ["not-a-string"] * 4
     records, bad, _ = read_all(path, ReadOptions(messages=True))
-    assert records == [("plain",), ([],), (conversation,)]
-    assert [number for number, _ in bad] == [2, 5, 6, 7, 8, 9]
-    assert dict(bad)[7] == "surrogate"
+    assert records == [([],), (conversation,), (calls,)]
+    reasons = {1: "not-a-string", 2: "not-a-string", 5: "not-a-string", 6: "null", 7: "surrogate"}
+    reasons |= {8: "not-a-string", 9: "not-a-string", 11: "bad-message", 12: "bad-message", 13: "bad-message"}
+    assert dict(bad) == reasons

@@ -1,0 +1,196 @@
+"""Engines give the tokenizer's own ids on any text, or are not chosen, with a reason; a wrong one is caught."""
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, processors, trainers
+from tokenizers import pre_tokenizers as cutting
+
+from megamesh.errors import ConfigError, DataError
+from megamesh.tokenizer import engines, train
+from megamesh.tokenizer.backend import BackendTokenizer, load_characters
+from megamesh.tokenizer.engines import (
+    CHECKED_SHARE,
+    CheckedEngine,
+    LibraryEngine,
+    fastest_engine,
+    has_strange_characters,
+)
+from megamesh.tokenizer.spm import SentencePieceTokenizer
+from megamesh.tokenizer.tiktoken_ranks import SCRAPS
+
+CL100K = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+END, PAD = "<|endoftext|>", "<|padding|>"
+HARD = (
+    *SCRAPS,
+    END,
+    PAD,
+    END[:-1],
+    "\u0378",
+    "\U000e0001",
+    "\ufffe",
+    "\u1e9b\u0323",
+    "\ud7b0",
+    "aaaa",
+    " " * 30,
+    "foo",
+    "bar",
+)
+
+
+def words(pattern: str | None = None, **byte_level: bool) -> Any:
+    if pattern is None:
+        return cutting.ByteLevel(add_prefix_space=False, **byte_level)
+    last = cutting.ByteLevel(add_prefix_space=False, use_regex=False)
+    return cutting.Sequence([cutting.Split(Regex(pattern), "isolated"), last])
+
+
+def bpe(before: Any, *, normalizer: Any = None, added: Sequence[AddedToken] = (), after: Any = None) -> Tokenizer:
+    backend = Tokenizer(models.BPE())
+    backend.normalizer, backend.pre_tokenizer, backend.decoder = normalizer, before, decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=[END, PAD], initial_alphabet=cutting.ByteLevel.alphabet(), show_progress=False
+    )
+    backend.train_from_iterator([Path(json.__file__).read_text(encoding="utf-8"), *SCRAPS * 3], trainer)
+    if added:
+        backend.add_tokens(list(added))
+    if after is not None:
+        backend.post_processor = after
+    return backend
+
+
+def tokenizer(backend: Tokenizer, **more: bool) -> BackendTokenizer:
+    return BackendTokenizer(backend, "HFTokenizer test", {"eos_token": END}, **more)
+
+
+def hard_texts(count: int, seed: int = 0) -> list[str]:
+    draw = random.Random(seed)
+    return ["".join(draw.choices(HARD, k=draw.choice([0, 1, 2, 5, 20, 100]))) for _ in range(count)]
+
+
+SPACES = [AddedToken(" " * n, normalized=True) for n in range(2, 25)]
+EXACT = {
+    "GPT-2": lambda: bpe(words()),
+    "GPT-NeoX": lambda: bpe(words(), normalizer=normalizers.NFC(), added=SPACES),
+    "Llama 3": lambda: bpe(words(CL100K)),
+    "Qwen": lambda: bpe(words(CL100K.replace("{1,3}", "")), normalizer=normalizers.NFC(), added=[AddedToken("foo")]),
+    "ByteLevel after": lambda: bpe(words(), after=processors.ByteLevel(trim_offsets=True)),
+}
+OTHERS = {
+    "a token before each text": (
+        lambda: bpe(words(), after=processors.TemplateProcessing(f"{END} $A", special_tokens=[(END, 0)])),
+        "adds tokens around a text",
+    ),
+    "single_word": (lambda: bpe(words(), added=[AddedToken("foo", single_word=True)]), "single_word"),
+    "lstrip": (lambda: bpe(words(), added=[AddedToken("foo", lstrip=True)]), "lstrip"),
+    "no words": (lambda: bpe(words(use_regex=False)), "way to cut words"),
+    "digits": (lambda: bpe(cutting.Sequence([cutting.Digits(), words()])), "way to cut words"),
+    "lower case": (lambda: bpe(words(), normalizer=normalizers.Lowercase()), "Lowercase"),
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_gigatoken_is_chosen_where_its_ids_are_equal(name: str) -> None:
+    found = tokenizer(EXACT[name]())
+    engine, line = fastest_engine(found)
+    assert line.startswith("tokenizer engine: gigatoken ") and "compared with tokenizers" in line
+    texts = hard_texts(1500)
+    ids, lengths = engine.encode(texts)
+    expected = found.encode_batch(texts)
+    assert lengths.tolist() == list(map(len, expected))
+    assert ids.tolist() == [token for document in expected for token in document]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_library_is_chosen_elsewhere_and_the_reason_told(name: str) -> None:
+    make, reason = OTHERS[name]
+    found = tokenizer(make())
+    engine, line = fastest_engine(found)
+    assert isinstance(engine, LibraryEngine)
+    assert line.startswith("tokenizer engine: tokenizers ") and reason in line
+    with pytest.raises(ConfigError, match=r"--tokenizer-engine=gigatoken.*choose reference"):
+        fastest_engine(found, "gigatoken")
+    texts = hard_texts(50)
+    ids, _ = engine.encode(texts)
+    assert ids.tolist() == [token for text in texts for token in found.encode(text)]
+
+
+def test_spelled_out_special_tokens_are_left_to_the_library() -> None:
+    engine, line = fastest_engine(tokenizer(EXACT["GPT-2"](), spell_out_specials=True))
+    assert isinstance(engine, LibraryEngine) and "spelled out" in line
+
+
+def test_other_kinds_of_tokenizers_have_their_own_library(tmp_path: Path) -> None:
+    text = Path(json.__file__).read_text(encoding="utf-8")
+    train.train_sentencepiece(text.splitlines(), tmp_path / "s.model", vocab_size=400, model_type="unigram")
+    train.train_characters([text], tmp_path / "c.json", vocab_size=None)
+    made = (
+        (SentencePieceTokenizer(tmp_path / "s.model"), "sentencepiece"),
+        (load_characters(tmp_path / "c.json"), "tokenizers"),
+    )
+    for found, library in made:
+        engine, line = fastest_engine(found)
+        assert line.startswith(f"tokenizer engine: {library} "), line
+        ids, lengths = engine.encode(["import json", "", "é"])
+        assert [part.tolist() for part in np.split(ids, np.cumsum(lengths)[:-1])] == found.encode_batch(
+            ["import json", "", "é"]
+        )
+
+
+def test_reference_is_what_was_asked_for() -> None:
+    engine, line = fastest_engine(tokenizer(EXACT["GPT-2"]()), "reference")
+    assert isinstance(engine, LibraryEngine) and line == f"tokenizer engine: {engine.name}"
+
+
+class Wrong:
+    """The reference, but for texts that hold a mark."""
+
+    name = "wrong 1.0"
+
+    def __init__(self, reference: BackendTokenizer, mark: str):
+        self._right, self._mark = LibraryEngine(reference), mark
+
+    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        return self._right.encode([text.replace(self._mark, "x") for text in texts])
+
+
+def test_an_engine_that_fails_the_probe_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "_build_gigatoken", lambda found: Wrong(found, "漢"))
+    _, line = fastest_engine(tokenizer(EXACT["GPT-2"]()))
+    assert "not gigatoken: its ids differ" in line
+
+
+@pytest.mark.parametrize(("repeats", "share"), [(50, CHECKED_SHARE), (9_000, 20 * CHECKED_SHARE)])
+def test_a_difference_in_the_midst_stops_the_run(repeats: int, share: float) -> None:
+    """Every fourth text is wrong; long texts are compared in windows."""
+    reference = tokenizer(EXACT["GPT-2"]())
+    engine = CheckedEngine(Wrong(reference, "é"), reference, share)
+    good = "plain words " * repeats
+    batch = [good, good, good, good.replace("words", "é")]
+
+    def encode_much() -> None:
+        for _ in range(90_000 // repeats):
+            engine.encode(batch)
+
+    with pytest.raises(DataError, match=r"wrong 1\.0 differs from HFTokenizer test.*--tokenizer-engine reference"):
+        encode_much()
+
+
+def test_a_right_engine_is_never_stopped() -> None:
+    reference = tokenizer(EXACT["GPT-2"]())
+    engine = CheckedEngine(LibraryEngine(reference), reference, share=1.0)
+    for seed in range(10):
+        engine.encode(hard_texts(20, seed))
+    engine.encode(["🙂 é" * 40_000, ""])
+    engine.encode([])
+
+
+def test_characters_that_unicode_does_not_know_yet() -> None:
+    assert [has_strange_characters(text) for text in ("abc", "é漢🙂\ue000", "a\u0378", "\U000e0002", "\uffff", "")] == [
+        False, False, True, True, True, False,
+    ]  # fmt: skip

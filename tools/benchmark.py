@@ -24,6 +24,8 @@ from megamesh.training.tables import aligned
 if TYPE_CHECKING:
     from megamesh.training.benchmark_processes import Candidate
 
+SMALLEST_INDEX = 100_000
+
 TRAIN_EXAMPLES = """\
 examples
   the quickstart's model beside plain recursion and transformers' GPTNeoX of the same compute depth
@@ -125,7 +127,13 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     data.add_argument("--workers", type=from_one, default=2, help="processes of the rows with several (default: 2)")
     data.add_argument("--rounds", type=from_one, default=3, help="rounds (default: 3)")
-    data.add_argument("--index-tokens", type=float, default=1e9, help="tokens to cut into samples (default: 1e9)")
+    data.add_argument(
+        "--index-tokens",
+        type=index_tokens,
+        default=10**9,
+        metavar="N",
+        help="tokens to cut into samples (default: 1e9)",
+    )
     data.add_argument("--folder", type=Path, default=Path(), help="existing folder to write into (default: here)")
     for command in (train, comm, pipeline, checkpoint):
         command.add_argument(
@@ -253,6 +261,17 @@ def checkpoint_table(args: argparse.Namespace) -> str:
     return f"{title}\n{aligned([header, *map(row, reports)])}"
 
 
+def index_tokens(text: str) -> int:
+    """A number of tokens that may be written 1e9, as a type for argparse."""
+    try:
+        number = int(float(text))
+    except (ValueError, OverflowError):
+        number = 0
+    if number < SMALLEST_INDEX:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of tokens from {SMALLEST_INDEX:,} up")
+    return number
+
+
 def data_tables(args: argparse.Namespace) -> str:
     import tempfile
 
@@ -260,6 +279,9 @@ def data_tables(args: argparse.Namespace) -> str:
 
     if not args.folder.is_dir():
         raise ConfigError(f"--folder {args.folder} is not a folder; name one that exists")
+    for flag, path in (("--input", args.input), ("--vocab-file", args.vocab_file)):
+        if path is not None and not path.is_file():
+            raise ConfigError(f"{flag} {path} is not a file; name one that exists, or leave it out")
     with tempfile.TemporaryDirectory(dir=args.folder, prefix="benchmark-data-") as name:
         folder = Path(name)
         corpus = args.input or speed.write_corpus(folder / "corpus.jsonl", args.megabytes * 1_000_000)
@@ -267,7 +289,7 @@ def data_tables(args: argparse.Namespace) -> str:
         vocabulary = args.vocab_file or speed.train_vocabulary(corpus, folder / "tokenizer.json")
         ways = speed.measure_ways(speed.ways(corpus, part, vocabulary, args.workers), args.rounds, folder)
         prefix = speed.keep_output(ways[0], folder)
-        index = speed.measure_index(int(args.index_tokens), 1_000, 2_048, args.rounds)
+        index = speed.measure_index(args.index_tokens, 1_000, 2_048, args.rounds)
         loads = {n: speed.measure_loader(prefix, 512, 8, n, args.rounds) for n in (0, args.workers)}
     base = next(way for way in ways if way.name == speed.LOOP)
     rows = [

@@ -13,6 +13,7 @@ wrong with the files.
 """
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -63,8 +64,13 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if args.document is not None and not args.ids and args.tokenizer_type is None:
         parser.error("--document needs --tokenizer-type (and its files) to decode it, or --ids")
-    if args.document is None and (args.ids or args.tokenizer_type is not None):
-        parser.error("--ids and --tokenizer-type go with --document")
+    if args.document is None and (args.ids or args.tokenizer_type or args.vocab_file or args.merge_file):
+        parser.error("--ids, --tokenizer-type and its files go with --document")
+    checks_asked = args.verify or args.verify_inputs or args.vocab_size is not None
+    if (args.document is not None) + bool(checks_asked) + (args.plot is not None) > 1:
+        parser.error(
+            "--document, --plot and the checks (--verify, --verify-inputs, --vocab-size) are for a command each"
+        )
     return args
 
 
@@ -151,7 +157,7 @@ def show_document(args: argparse.Namespace, prefixes: Sequence[str]) -> int:
     stored = open_one(args, prefixes[0])
     if not 0 <= args.document < stored.num_documents:
         raise DataError(
-            f"{prefixes[0]}: --document={args.document} does not exist; it has 0 to {stored.num_documents - 1}"
+            f"{prefixes[0]}: --document={args.document} does not exist; it has {stored.num_documents} documents, counted from 0"
         )
     sections, indexed = Sections(stored), IndexedDataset(prefixes[0])
     numbers = range(sections.boundary(args.document), sections.boundary(args.document + 1))
@@ -213,7 +219,13 @@ def check(args: argparse.Namespace, prefixes: Sequence[str]) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     args = parse_arguments(arguments)
     results: list[int] = []
-    return run_command(lambda: results.append(run(args))) or results[0]
+    try:
+        status = run_command(lambda: results.append(run(args))) or results[0]
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return status
 
 
 if __name__ == "__main__":

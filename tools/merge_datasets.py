@@ -1,7 +1,6 @@
 """Merge datasets (.bin/.idx pairs) into one, copying bytes: no token passes through Python, and the order is the order given."""
 
 import argparse
-import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -13,8 +12,6 @@ from megamesh.command import run_command
 from megamesh.data.merge import merge
 from megamesh.data.stored import find_prefixes
 from megamesh.errors import ConfigError, DataError
-
-log = logging.getLogger(__name__)
 
 EXAMPLES = """\
 examples
@@ -77,11 +74,10 @@ def run(args: argparse.Namespace) -> None:
             on_bytes=show,
         )
     seconds = max(time.monotonic() - started, 1e-9)
-    log.info(
-        "%s: %s documents, %s tokens from %d datasets in %.1f s (%s MB/s)",
-        args.output_prefix, f"{written.documents:,}", f"{written.tokens:,}", len(prefixes), seconds,
-        f"{written.bin_bytes / seconds / 1e6:,.0f}",
-    )  # fmt: skip
+    print(
+        f"{args.output_prefix}: {written.documents:,} documents, {written.tokens:,} tokens from {len(prefixes)} datasets "
+        f"in {seconds:.1f} s ({written.bin_bytes / seconds / 1e6:,.0f} MB/s)"
+    )
 
 
 def read_list(path: Path | None) -> list[str]:

@@ -1,7 +1,6 @@
 """Split a dataset (.bin/.idx pair) into several, copying bytes; documents stay whole and in order."""
 
 import argparse
-import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,8 +14,6 @@ from megamesh.config.sections import DataConfig
 from megamesh.data.split import Share, by_parts, by_range, by_shares, split
 from megamesh.data.stored import Stored
 from megamesh.errors import ConfigError
-
-log = logging.getLogger(__name__)
 
 EXAMPLES = """\
 examples
@@ -99,8 +96,8 @@ def run(args: argparse.Namespace) -> None:
             on_bytes=show,
         )
     for prefix, output in written.items():
-        log.info("%s: %s documents, %s tokens", prefix, f"{output.documents:,}", f"{output.tokens:,}")
-    log.info("done in %.1f s", time.monotonic() - started)
+        print(f"{prefix}: {output.documents:,} documents, {output.tokens:,} tokens")
+    print(f"done in {time.monotonic() - started:.1f} s")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -108,6 +108,13 @@ def weights_are_said_once(given: Given) -> Iterator[str]:
         yield f"{given.show(by_size[0])} needs train_data_paths, whose weights it decides"
 
 
+@rule("weighted_document_limit", "weight_by_num_documents")
+def limit_has_documents(given: Given) -> Iterator[str]:
+    data = given.run.data
+    if data.weighted_document_limit is not None and not data.weight_by_num_documents:
+        yield f"{given.show('weighted_document_limit')} has no effect without weight_by_num_documents; add it or remove this"
+
+
 @rule("train_epochs", "train_data_paths", "train_data_weights", "weighted_sampler_alpha", *WEIGHT_KEYS)
 def passes_have_no_weights(given: Given) -> Iterator[str]:
     if not given.has("train_epochs") or len(given.value("train_data_paths") or []) < 2:
@@ -125,8 +132,10 @@ def passes_have_no_weights(given: Given) -> Iterator[str]:
         )
 
 
-@rule("valid_per_dataset", "valid_data_paths")
+@rule("valid_per_dataset", "valid_data_paths", "eval_iters")
 def validation_parts_have_paths(given: Given) -> Iterator[str]:
+    if given.run.data.valid_per_dataset and not given.run.training.eval_iters:
+        yield f"{given.show('valid_per_dataset')} has no effect with {given.show('eval_iters')}; change one of them"
     if given.run.data.valid_per_dataset and not given.has("valid_data_paths"):
         yield f"{given.show('valid_per_dataset')} needs valid_data_paths, whose losses it shows; add them or remove it"
 
@@ -207,6 +216,7 @@ RUN_RULES: tuple[Rule, ...] = (
     weights_match_paths,
     labels_match_paths,
     weights_are_said_once,
+    limit_has_documents,
     passes_have_no_weights,
     validation_parts_have_paths,
     split_has_shares,

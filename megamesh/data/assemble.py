@@ -8,17 +8,18 @@ Documents keep their sequences, tokens and order: the bytes are those that one p
 grow with the data. Of several outputs none has its name before all are complete; the .idx is renamed last.
 """
 
+import glob
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from megamesh.data.byte_copy import copy_range
-from megamesh.data.format import bin_path, idx_path
+from megamesh.data.format import bin_path, check_prefix, idx_path
 from megamesh.data.manifest import (
     Manifest,
     Output,
@@ -59,6 +60,7 @@ class Assembly:
     spans: Iterable[Span]
     describe: Callable[[Output], Manifest]
     output: Output | None = field(default=None, init=False)
+    was_read: bool = field(default=False, init=False)  # all tokens passed by, so that their bounds are certain
 
     @property
     def paths(self) -> tuple[Path, Path, Path]:
@@ -75,7 +77,13 @@ def assemble(assemblies: Sequence[Assembly], on_bytes: Callable[[int], object]) 
     try:
         for assembly in assemblies:
             with _disk_errors(assembly.prefix):
+                _remove_left(assembly)
                 _stage(assembly, on_bytes)
+        for (
+            assembly
+        ) in assemblies:  # an old index must never stand beside new tokens, nor an old dataset beside new ones
+            with _disk_errors(assembly.prefix):
+                idx_path(assembly.prefix).unlink(missing_ok=True)
         for assembly in assemblies:
             with _disk_errors(assembly.prefix):
                 _publish(assembly)
@@ -89,6 +97,7 @@ def check_outputs(prefixes: Sequence[str], sources: Sequence[Stored], overwrite:
     """Raise DataError where an output exists and may not be overwritten, is an input, or its manifest's place is taken."""
     inputs = {path.resolve() for stored in sources for path in (bin_path(stored.prefix), idx_path(stored.prefix))}
     for prefix in prefixes:
+        check_prefix(prefix)
         if not Path(prefix).parent.is_dir():
             raise DataError(f"{Path(prefix).parent}: the folder of --output-prefix does not exist; create it")
         for path in (bin_path(prefix), idx_path(prefix)):
@@ -126,6 +135,7 @@ def _stage(assembly: Assembly, on_bytes: Callable[[int], object]) -> None:
     """The three files under temporary names, on disk."""
     tokens, manifest, index = assembly.temporary
     described = _copy_tokens(assembly, tokens, on_bytes)
+    assembly.was_read = described.was_read
     spans = _Counted(assembly.spans)
     write_index(
         index,
@@ -150,12 +160,20 @@ def _stage(assembly: Assembly, on_bytes: Callable[[int], object]) -> None:
 
 
 def _publish(assembly: Assembly) -> None:
-    idx_path(assembly.prefix).unlink(missing_ok=True)  # an old index must never stand beside new tokens
     for temporary, path in zip(assembly.temporary, assembly.paths, strict=True):
         os.replace(temporary, path)
     output = assembly.output
-    if output is not None and output.tokens:  # spares training the scan of the ids
+    if output is not None and output.tokens and assembly.was_read:  # spares training the scan of the ids
         keep_range(bin_path(assembly.prefix), assembly.dtype, output.smallest_id, output.largest_id)
+
+
+def _remove_left(assembly: Assembly) -> None:
+    """Temporary files of processes that were killed while they wrote the same output."""
+    for path in assembly.paths:
+        for left in path.parent.glob(f"{glob.escape(path.name)}.tmp-*"):
+            process = left.name.rpartition("-")[2]
+            if process.isdecimal() and not Path("/proc", process).exists() and Path("/proc/self").exists():
+                left.unlink(missing_ok=True)
 
 
 class _Described:
@@ -166,6 +184,7 @@ class _Described:
         self.num_bytes = 0
         self.smallest: int | None = None
         self.largest: int | None = None
+        self.was_read = True
 
     def add(self, parts: Sequence[Part], smallest: int, largest: int) -> None:
         if not parts:
@@ -193,21 +212,21 @@ class _Described:
 
 def _copy_tokens(assembly: Assembly, path: Path, on_bytes: Callable[[int], object]) -> _Described:
     described, end, sections = _Described(), 0, None
-    with path.open("wb+") as target:
+    with path.open("wb+") as target, ExitStack() as stack:
         file = target.fileno()
         for span in assembly.spans:
             if sections is None or sections.stored is not span.stored:
+                stack.close()
                 sections = Sections(span.stored)
+                source = stack.enter_context(bin_path(span.stored.prefix).open("rb"))
             if span.known is not None and span.known.parts and span.stored.dtype == assembly.dtype:
                 described.read(file, end, assembly.dtype, on_bytes)
                 described.add(span.known.parts, span.known.smallest_id, span.known.largest_id)
-            with bin_path(span.stored.prefix).open("rb") as source:
-                for start, num_bytes in sections.byte_runs(span.first, span.last):
-                    for copied in _copy(
-                        source.fileno(), span.stored.dtype, file, assembly.dtype, start, end, num_bytes
-                    ):
-                        end += copied
-                        on_bytes(copied)
+                described.was_read = False
+            for start, num_bytes in sections.byte_runs(span.first, span.last):
+                for copied in _copy(source.fileno(), span.stored.dtype, file, assembly.dtype, start, end, num_bytes):
+                    end += copied
+                    on_bytes(copied)
         described.read(file, end, assembly.dtype, on_bytes)
         os.fsync(file)
     return described

@@ -124,8 +124,7 @@ def _cut(documents: Documents, packing: Packing) -> dict[str, np.ndarray]:
     chopped = "" if packing.allow_chopped else "_whole"
     labelled = ""
     if documents.labels is not None:
-        status = bin_path(documents.labels.prefix).stat()
-        labelled = f"_labels{status.st_size}-{status.st_mtime_ns}"
+        labelled = f"_labels{_file_digest(bin_path(documents.labels.prefix))}"
     stem = packing.stem(
         documents.indexed.prefix,
         documents.split,
@@ -164,6 +163,13 @@ def _say(documents: Documents, num_samples: int, epochs: int, wanted: int) -> No
         documents.split, documents.indexed.prefix, documents.stop - documents.start, documents.num_tokens,
         num_samples, epochs, "s" * (epochs > 1), wanted,
     )  # fmt: skip
+
+
+def _file_digest(path: Path) -> str:
+    """Which file this is, without reading it: the time of its last change counts, which copying and unpacking do not preserve."""
+    status = path.stat()
+    facts = (path.absolute(), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+    return hashlib.blake2b(repr(facts).encode(), digest_size=8).hexdigest()
 
 
 def digest(content: np.ndarray | bytes) -> str:

@@ -9,10 +9,13 @@
 34      n × i32 lengths in tokens, n × i64 byte offsets into .bin, d × i64 document index (cumulative sequence counts, 0 … n)
 """
 
+import os
 import struct
 from pathlib import Path
 
 import numpy as np
+
+from megamesh.errors import DataError
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
@@ -36,6 +39,13 @@ def bin_path(prefix: str | Path) -> Path:
 
 def idx_path(prefix: str | Path) -> Path:
     return Path(f"{prefix}.idx")
+
+
+def check_prefix(prefix: str | Path) -> None:
+    """Raise DataError where an output's prefix has no name in it."""
+    if str(prefix).endswith(os.sep) or Path(prefix).name in ("", ".."):
+        example = Path(prefix) / "corpus"
+        raise DataError(f"--output-prefix={prefix}: is a folder; add the start of a name, as in {example}")
 
 
 def token_dtype(vocab_size: int) -> np.dtype:

@@ -23,6 +23,7 @@ __all__ = ["IndexedDataset", "IndexedWriter"]
 
 CHUNK = 1 << 24
 MEND = "write it again with tools/preprocess_data.py"
+_ANYWHERE = np.int64(1 << 62)
 
 
 class IndexedDataset:
@@ -121,9 +122,10 @@ def _check_layout(lengths: np.ndarray, pointers: np.ndarray, itemsize: int, idx:
     for start in range(0, len(lengths), CHUNK):
         sizes = lengths[start : start + CHUNK].astype(np.int64)
         begins = pointers[start : start + CHUNK].astype(np.int64)
-        ends = begins + sizes * itemsize
         if sizes.min() < 0:
             raise DataError(f"{idx}: sequence {start + int(sizes.argmin())} has the length {sizes.min()}; {MEND}")
+        begins = np.minimum(begins, _ANYWHERE)  # the sums below stay within int64
+        ends = begins + sizes * itemsize
         early = begins < np.concatenate(([end], ends[:-1]))
         if early.any():
             raise DataError(

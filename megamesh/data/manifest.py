@@ -8,6 +8,7 @@ share the reading; a .bin has one per part, so that a merge knows its own withou
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +21,7 @@ from megamesh.errors import DataError
 
 VERSION = 1
 CHUNK_BYTES = 1 << 24
+_BEGINNING = re.compile(rb'.{0,8}"manifest": ?-?\d+,', re.DOTALL)
 
 
 class _Model(BaseModel):
@@ -29,7 +31,7 @@ class _Model(BaseModel):
 class Part(_Model):
     """Consecutive bytes of a .bin and their digest."""
 
-    num_bytes: int
+    num_bytes: int = Field(ge=0)
     digest: str
 
 
@@ -140,7 +142,7 @@ def read_manifest(path: Path) -> Manifest:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{path}: not a readable manifest ({error}); preprocess the data again, or do without it"
+            f"{path}: not a readable manifest ({error}); remove it to do without, or preprocess the data again"
         ) from error
     if not isinstance(content, Mapping) or "manifest" not in content:
         raise DataError(f"{path}: not a manifest of a dataset")
@@ -156,12 +158,12 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def is_manifest(path: Path) -> bool:
-    """Whether a file is a dataset's manifest, of any version."""
+    """Whether a file is a dataset's manifest, of any version, whole or damaged: seen from its beginning, as it may be a corpus."""
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        with path.open("rb") as file:
+            return _BEGINNING.match(file.read(64)) is not None
+    except OSError:
         return False
-    return isinstance(content, Mapping) and "manifest" in content and "outputs" in content
 
 
 def find_manifest(prefix: str | Path) -> tuple[Path, Manifest] | None:

@@ -7,16 +7,19 @@ documents of the wanted numbers is equally likely, and depends on the seed alone
 """
 
 import bisect
+import glob
 import itertools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from megamesh.data.assemble import Assembly, Span, assemble, check_outputs, known_output
-from megamesh.data.format import bin_path
-from megamesh.data.manifest import Manifest, Output
+from megamesh.data.format import bin_path, idx_path
+from megamesh.data.manifest import Manifest, Output, find_manifest
 from megamesh.data.preprocessing.records import versions
 from megamesh.data.splits import SPLIT_NAMES, split_documents
 from megamesh.data.stored import Sections, Stored, open_stored
@@ -95,7 +98,7 @@ def by_range(stored: Stored, first: int, last: int | None) -> list[Share]:
     last = stored.num_documents if last is None else last
     if not first < last <= stored.num_documents:
         raise DataError(
-            f"{stored.prefix}: --documents={first}:{last} are not in it; it has documents 0 to {stored.num_documents - 1}, and the "
+            f"{stored.prefix}: --documents={first}:{last} are not in it; it has {stored.num_documents} documents, counted from 0, and the "
             "second number is the one behind the last"
         )
     return [Share("", [(first, last)], {"documents": [first, last]})]
@@ -151,6 +154,7 @@ def split(
     tokenizer = None if known is None else known[0].tokenizer
     names = [f"{output}_{share.name}" if share.name else output for share in shares]
     check_outputs(names, [stored], overwrite)
+    _check_no_others(prefix, output, names)
 
     def assembly(name: str, share: Share) -> Assembly:
         def describe(written: Output) -> Manifest:
@@ -168,6 +172,23 @@ def split(
     total = 2 * _bytes_of(stored, shares)  # copied, then read for their digests
     assemble(assemblies, lambda done: on_bytes(done, total))
     return {one.prefix: one.output for one in assemblies if one.output is not None}
+
+
+def _check_no_others(prefix: str, output: str, names: Sequence[str]) -> None:
+    """Raise DataError where an earlier split of the data left outputs that this one does not replace: together they would hold it twice."""
+    if output in names:
+        return
+    written = {idx_path(name).name for name in names}
+    for path in sorted(Path(output).parent.glob(f"{glob.escape(Path(output).name)}_*.idx")):
+        end = path.stem.removeprefix(f"{Path(output).name}_")
+        if path.name in written or not (end in SPLIT_NAMES or re.fullmatch(r"part\d+", end)):
+            continue
+        found = find_manifest(path.with_suffix(""))
+        if found is not None and found[1].made_from == [prefix]:
+            raise DataError(
+                f"{path}: is of an earlier split of {prefix}, and these outputs beside it would hold its documents twice; "
+                "remove it, or choose another --output-prefix"
+            )
 
 
 def _bytes_of(stored: Stored, shares: Sequence[Share]) -> int:

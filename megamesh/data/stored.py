@@ -49,6 +49,8 @@ class Sections:
         self.all_lengths = np.frombuffer(content, "<i4", count, HEADER.size)
         self.pointers = np.frombuffer(content, "<i8", count, HEADER.size + 4 * count)
         self._documents = np.frombuffer(content, "<i8", stored.num_indexed, HEADER.size + 12 * count)
+        # sequences are in order and do not overlap (open_stored has looked), so that gaps would show at the end
+        self._has_gaps = count > 0 and self.byte_of(stored.num_documents) != stored.num_bytes
 
     def boundary(self, document: int) -> int:
         """Number of sequences ahead of a document."""
@@ -80,6 +82,11 @@ class Sections:
 
     def byte_runs(self, first: int, last: int) -> Iterator[tuple[int, int]]:
         """Where the tokens of documents [first, last) lie in the .bin: start and number of bytes; one run unless there are gaps."""
+        if not self._has_gaps:
+            start, stop = self.byte_of(first), self.byte_of(last)
+            if stop > start:
+                yield start, stop - start
+            return
         begin, end = self.boundary(first), self.boundary(last)
         run_start, run_end = 0, 0
         for start in range(begin, end, PIECE):

@@ -43,14 +43,21 @@ def verify(
 ) -> list[Problem]:
     """What of `<prefix>.bin/.idx`, and of the files that it was made from, is not as the manifest says.
 
-    `on_bytes` hears of bytes read and how many there are in all. Raises DataError where there is no manifest, or none of the inputs.
+    A dataset without a manifest, or with a damaged one, is a problem too. `on_bytes` hears of bytes read and how many there are in all.
+    Raises DataError where the manifest lists none of the inputs.
     """
-    found = find_manifest(prefix)
+    try:
+        found = find_manifest(prefix)
+    except DataError as error:
+        return [Problem(str(prefix), str(error))]
     if found is None:
-        raise DataError(
-            f"{prefix}: no manifest to verify it against; preprocess it again, or keep what there is: merging it alone "
-            "(tools/merge_datasets.py) writes a copy with a manifest"
-        )
+        return [
+            Problem(
+                str(prefix),
+                "no manifest to verify it against; preprocess it again, or keep what there is: merging it alone "
+                "(tools/merge_datasets.py) writes a copy with a manifest",
+            )
+        ]
     path, manifest = found
     sources = _inputs(path, manifest) if inputs else []
     files = [bin_path(prefix), idx_path(prefix), *(Path(one.path) for one in sources)]
@@ -89,22 +96,40 @@ def _inputs(path: Path, manifest: Manifest) -> list[Input]:
 def _verify_dataset(prefix: str | Path, output: Output, on_read: Callable[[int], None]) -> list[Problem]:
     tokens, index = bin_path(prefix), idx_path(prefix)
     problems: list[Problem] = []
+    num_bytes = tokens.stat().st_size if tokens.is_file() else None
     stored = None
     if not index.is_file():
         problems.append(Problem(str(index), "is missing"))
     elif _file_digest(index, on_read) != output.idx_digest:
         problems.append(Problem(str(index), "is not the file that was written"))
-    else:
+    elif num_bytes == output.bin_bytes:
         try:
             stored = open_stored(prefix)
         except DataError as error:
             problems.append(Problem(str(index), str(error)))
-    if not tokens.is_file():
+        else:
+            problems += _contradictions(stored, output)
+    if num_bytes is None:
         return [*problems, Problem(str(tokens), "is missing")]
-    num_bytes = tokens.stat().st_size
     if num_bytes != output.bin_bytes:
         problems.append(Problem(str(tokens), f"has {num_bytes} bytes instead of {output.bin_bytes}"))
     return problems + _damaged_parts(tokens, output, stored, on_read)
+
+
+def _contradictions(stored: Stored, output: Output) -> list[Problem]:
+    """Where the manifest is not about this dataset, or was changed."""
+    pairs = {
+        "documents": (output.documents, stored.num_documents),
+        "sequences": (output.sequences, stored.num_sequences),
+        "tokens": (output.tokens, stored.num_tokens),
+        "dtype": (output.dtype, stored.dtype.name),
+        "bytes in parts": (sum(part.num_bytes for part in output.parts), output.bin_bytes),
+    }
+    return [
+        Problem(stored.prefix, f"the manifest says {said} {what}, the files {found}")
+        for what, (said, found) in pairs.items()
+        if said != found
+    ]
 
 
 def _damaged_parts(

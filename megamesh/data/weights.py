@@ -25,8 +25,8 @@ def normalise_weights(weights: Sequence[float] | None, num_datasets: int, key: s
 
 def weights_by_size(sizes: Sequence[int], alpha: float) -> list[float]:
     """Shares in proportion to size^alpha; 1 is the natural share, less favours small datasets, 0 is equal."""
-    total = sum(sizes)
-    return _sum_to_one([(size / total) ** alpha if size else 0.0 for size in sizes])
+    largest = max(sizes)
+    return _sum_to_one([(size / largest) ** alpha if size else 0.0 for size in sizes])
 
 
 def weights_by_documents(num_documents: Sequence[int], alpha: float, limit: int | None = None) -> list[float]:

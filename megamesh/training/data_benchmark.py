@@ -5,7 +5,8 @@
     an indexed dataset ─▶ batches: the loader with and without processes
 
 Every preprocessing run is a process of its own with a new output: start-up, tokenizing and writing count. Memory is the largest resident
-set among its processes. The others get a smaller corpus, as their speed does not depend on its size.
+set among its processes. The others get a smaller corpus, large enough for their start-up to
+count little.
 """
 
 import gzip
@@ -109,7 +110,7 @@ def documentation() -> Iterator[str]:
             text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
         except (OSError, ValueError, EOFError):
             continue
-        if text not in seen and "\0" not in text:
+        if hash(text) not in seen and "\0" not in text:
             seen.add(hash(text))
             yield text
 
@@ -128,13 +129,26 @@ def write_corpus(path: Path, num_bytes: int) -> Path:
 
 
 def head(source: Path, target: Path, num_bytes: int) -> Path:
-    """The first lines of a file, about `num_bytes` of them."""
+    """The first lines of a corpus, about `num_bytes` of them. Raises DataError where one has no text."""
     with source.open("rb") as lines, target.open("wb") as file:
-        for line in lines:
+        for number, line in enumerate(lines, start=1):
             if file.tell() >= num_bytes:
                 break
+            _text_of(line, source, number)
             file.write(line)
+    if not target.stat().st_size:
+        raise DataError(f"{source}: is empty; name a .jsonl with a text in each line")
     return target
+
+
+def _text_of(line: bytes, source: Path, number: int) -> str:
+    try:
+        text = json.loads(line)["text"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f'{source}:{number}: not a line like {{"text": "…"}} ({error!r})') from error
+    if not isinstance(text, str):
+        raise DataError(f"{source}:{number}: its text is no string")
+    return text
 
 
 def train_vocabulary(corpus: Path, path: Path) -> Path:
@@ -144,11 +158,11 @@ def train_vocabulary(corpus: Path, path: Path) -> Path:
     def texts() -> Iterator[str]:
         done = 0
         with corpus.open("rb") as lines:
-            for line in lines:
+            for number, line in enumerate(lines, start=1):
                 done += len(line)
                 if done > TOKENIZER_BYTES:
                     return
-                yield json.loads(line)["text"]
+                yield _text_of(line, corpus, number)
 
     train_byte_level_bpe(texts(), path, vocab_size=VOCABULARY)
     return path

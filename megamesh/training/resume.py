@@ -26,7 +26,7 @@ from megamesh.errors import CheckpointError
 log = logging.getLogger(__name__)
 ORDER_KEYS = {
     "model": ("seq_length", "max_position_embeddings"),
-    "training": ("seed",),
+    "training": ("seed", "train_epochs"),
     "data": (
         "data_path",
         "split",

@@ -190,9 +190,9 @@ def _say_what_is_trained(engine: TrainingEngine, config: RunConfig, padded_vocab
 
 
 def _saved_config(config: RunConfig, train_iters: int) -> dict[str, Any]:
-    """The configuration as a checkpoint keeps it: train_epochs resolved, so that a reader needs no data."""
+    """The configuration as a checkpoint keeps it: with the steps that train_epochs comes to, so that a reader needs no data."""
     saved = config.model_dump(mode="json")
-    return saved | {"training": saved["training"] | {"train_iters": train_iters, "train_epochs": None}}
+    return saved | {"training": saved["training"] | {"train_iters": train_iters}}
 
 
 def _throughput(config: RunConfig, batch: ResolvedBatch, vocab_size: int, device: torch.device) -> Throughput:

@@ -151,9 +151,20 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
         ["train_epochs=2", "leave no choice to train_data_weights"],
     ),
     (
-        {"data_path": None, "train_data_paths": ["a"], "valid_per_dataset": True, "eval_iters": 0},
+        {"valid_per_dataset": True, "eval_iters": 1},
         ["valid_per_dataset=true", "needs valid_data_paths"],
     ),
+    (
+        {
+            "data_path": None,
+            "train_data_paths": ["a"],
+            "valid_data_paths": ["b"],
+            "valid_per_dataset": True,
+            "eval_iters": 0,
+        },
+        ["valid_per_dataset=true", "has no effect with eval_iters=0"],
+    ),
+    ({"weighted_document_limit": 9}, ["weighted_document_limit=9", "has no effect without weight_by_num_documents"]),
     (
         {"data_path": None, "train_data_paths": ["a"], "train_data_weights": [-1.0], "eval_iters": 0},
         ["must not be negative"],

@@ -158,6 +158,10 @@ DAMAGES = {
         lambda p: patch(p, 34 + 4 * N + 16, struct.pack("<q", 1 << 40)),
         r"data\.bin: truncated: .*sequence 2",
     ),
+    "pointer past all": (
+        lambda p: patch(p, 34 + 4 * N + 16, struct.pack("<q", (1 << 63) - 2)),
+        r"data\.bin: truncated: .*sequence 2",
+    ),
     "no bin": (lambda p: p.with_suffix(".bin").unlink(), r"data\.bin: does not exist"),
     "no idx": (lambda p: p.with_suffix(".idx").unlink(), r"data\.idx: does not exist"),
 }

@@ -227,3 +227,32 @@ def test_names_stand_for_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         find_prefixes(["sub/a.bin", "sub"])
     with pytest.raises(DataError, match=r"nowhere\*: no dataset there"):
         find_prefixes(["c", "nowhere*"])
+
+
+def test_damage_passes_into_a_merge_but_not_by_the_check_of_ids(tmp_path: Path) -> None:
+    """The manifest's bounds are not those of the damaged bytes: training looks at these."""
+    write(tmp_path / "a", [[[1, 2, 3]], [[4]]])
+    merge_datasets([str(tmp_path / "a")], str(tmp_path / "b"))
+    content = bytearray((tmp_path / "b.bin").read_bytes())
+    content[-1] = 1
+    (tmp_path / "b.bin").write_bytes(content)
+    merge_datasets([str(tmp_path / "b")], str(tmp_path / "c"))
+    with pytest.raises(DataError, match="outside the vocabulary of 9"):
+        IndexedDataset(tmp_path / "c").check_token_ids(9)
+    assert verify(tmp_path / "c")
+
+
+def test_a_damaged_manifest_is_not_as_none(tmp_path: Path) -> None:
+    write(tmp_path / "a", [[[1, 2]]])
+    merge_datasets([str(tmp_path / "a")], str(tmp_path / "b"))
+    (tmp_path / "b.json").write_bytes(b"x" + (tmp_path / "b.json").read_bytes()[1:])
+    with pytest.raises(DataError, match=r"b.json: not a readable manifest .*remove it"):
+        merge_datasets([str(tmp_path / "b")], str(tmp_path / "c"))
+    with pytest.raises(DataError, match=r"b.json: not a readable manifest"):
+        merge_datasets([str(tmp_path / "a")], str(tmp_path / "b"), overwrite=True)
+
+
+def test_an_output_needs_a_name(tmp_path: Path) -> None:
+    write(tmp_path / "a", [[[1, 2]]])
+    with pytest.raises(DataError, match="is a folder; add the start of a name"):
+        merge_datasets([str(tmp_path / "a")], f"{tmp_path}/")

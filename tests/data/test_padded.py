@@ -1,5 +1,6 @@
 """Whole documents in samples (pack_until_overflow, unpacked) and labels, against slow, obvious implementations."""
 
+import os
 import random
 from collections import Counter
 from pathlib import Path
@@ -165,10 +166,12 @@ def test_labels_that_do_not_fit_are_named(tmp_path: Path) -> None:
 
 
 def test_changed_labels_cut_anew(tmp_path: Path) -> None:
+    """Also where they are as large and, as an archive may say, as old as the ones before."""
     documents = corpora.write(tmp_path / "data", [4, 4, 4], first=1)
     for kept in range(3):
         with IndexedWriter(tmp_path / "labels", np.int32, overwrite=True) as writer:
             for i, document in enumerate(documents):
                 writer.add_document(document if i == kept else [-100] * 4)
+        os.utime(tmp_path / "labels.bin", (1, 1))
         found = rows(make(tmp_path / "data", 5, tmp_path / "labels", pack_impl="unpacked").train)
         assert Counter(tokens[0] for tokens, _ in found) == {4 * kept + 1: 5}

@@ -165,6 +165,7 @@ def test_weights_by_size() -> None:
     assert weights_by_size([1, 3, 0], 1.0) == [0.25, 0.75, 0.0]
     assert weights_by_size([1, 4], 0.5) == pytest.approx([1 / 3, 2 / 3])
     assert weights_by_size([5, 7], 0.0) == [0.5, 0.5]
+    assert weights_by_size([10, 20], 1e6) == [0.0, 1.0]
 
 
 def test_weights_by_documents_are_neoxs() -> None:

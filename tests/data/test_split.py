@@ -1,6 +1,8 @@
 """Splitting: the parts together are the original bytes; shares are training's own; drawn documents are a fair, repeatable choice."""
 
 import collections
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -120,9 +122,42 @@ def test_refusals(source: Path) -> None:
     with pytest.raises(DataError, match=r"--split leaves no document for valid out of 100"):
         by_shares(one, (0.998, 0.001, 0.001))
     for first, last in ((20, 20), (30, 20), (0, 101), (100, None)):
-        with pytest.raises(DataError, match=r"are not in it; it has documents 0 to 99"):
+        with pytest.raises(DataError, match=r"are not in it; it has 100 documents"):
             by_range(one, first, last)
     write(source.parent / "out_valid", [[[1]]])
     with pytest.raises(DataError, match=r"out_valid.bin: exists"):
         split.split(str(source), str(source.parent / "out"), lambda one: by_shares(one, SHARES))
     assert not list(source.parent.glob("out_train*"))
+
+
+def test_parts_of_an_earlier_split_are_not_left_beside_new_ones(source: Path) -> None:
+    """Merged by a pattern they would hold the documents twice."""
+    split.split(str(source), str(source.parent / "out"), lambda one: by_parts(one, 4))
+    with pytest.raises(DataError, match=r"out_part2.idx: is of an earlier split of .*hold its documents twice"):
+        split.split(str(source), str(source.parent / "out"), lambda one: by_parts(one, 2), overwrite=True)
+    split.split(str(source), str(source.parent / "out"), lambda one: by_parts(one, 4), overwrite=True)
+    split.split(str(source), str(source.parent / "out"), lambda one: by_range(one, 0, 9))
+
+
+def test_a_killed_split_leaves_no_mixture(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Old parts go before the first new one has its name; what the killed process wrote goes with the next run."""
+    split.split(str(source), str(source.parent / "out"), lambda one: by_shares(one, SHARES))
+    child = os.fork()
+    if child == 0:
+        left, rename = 8, os.replace
+
+        def replace(one: Path, other: Path) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            rename(one, other)
+
+        os.replace = replace  # type: ignore[assignment]
+        split.split(str(source), str(source.parent / "out"), lambda one: by_shares(one, SHARES, 1), overwrite=True)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert [path.name for path in source.parent.glob("out*.idx")] == ["out_train.idx"]
+    assert list(source.parent.glob("*.tmp-*"))
+    split.split(str(source), str(source.parent / "out"), lambda one: by_shares(one, SHARES, 1), overwrite=True)
+    assert not list(source.parent.glob("*.tmp-*"))

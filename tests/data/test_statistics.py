@@ -1,5 +1,6 @@
 """Statistics against numpy on plain lists; verification finds every kind of damage and names its place."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,13 +75,13 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "the .bin is cut": (
         lambda prefix: Path(f"{prefix}.bin").write_bytes(Path(f"{prefix}.bin").read_bytes()[:500]),
-        ["truncated", "corpus.bin: has 500 bytes instead of 800", "corpus.bin bytes 400 to 800: is missing"],
+        ["corpus.bin: has 500 bytes instead of 800", "corpus.bin bytes 400 to 800: is missing"],
     ),
     "the .bin is longer": (
         lambda prefix: Path(f"{prefix}.bin").write_bytes(Path(f"{prefix}.bin").read_bytes() + b"\0\0\0\0"),
         ["corpus.bin: has 804 bytes instead of 800"],
     ),
-    "no .bin": (lambda prefix: Path(f"{prefix}.bin").unlink(), ["does not exist", "corpus.bin: is missing"]),
+    "no .bin": (lambda prefix: Path(f"{prefix}.bin").unlink(), ["corpus.bin: is missing"]),
     "no .idx": (lambda prefix: Path(f"{prefix}.idx").unlink(), ["corpus.idx: is missing"]),
     "a length": (lambda prefix: flip(Path(f"{prefix}.idx"), 34), ["corpus.idx: is not the file that was written"]),
     "the end of the index": (lambda prefix: flip(Path(f"{prefix}.idx"), -8), ["corpus.idx: is not the file"]),
@@ -105,11 +106,33 @@ def test_damage_is_found_and_placed(described: Path, name: str) -> None:
 
 def test_nothing_to_verify_against_is_an_error(tmp_path: Path) -> None:
     corpora.write(tmp_path / "a", [3])
-    with pytest.raises(DataError, match="a: no manifest to verify it against"):
-        verify(tmp_path / "a")
+    (problem,) = verify(tmp_path / "a")
+    assert "a: no manifest to verify it against" in str(problem)
     merge([str(tmp_path / "a")], str(tmp_path / "b"))
     with pytest.raises(DataError, match=r"b.json: lists no inputs: it was made from .*a"):
         verify(tmp_path / "b", inputs=True)
+    flip(tmp_path / "b.json", 0)
+    (problem,) = verify(tmp_path / "b")
+    assert "b.json: not a readable manifest" in str(problem)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("parts", [], "says 0 bytes in parts"),
+        ("documents", 7, "says 7 documents"),
+        ("tokens", 7, "says 7 tokens"),
+        ("dtype", "uint16", "says uint16 dtype"),
+        ("parts", [{"num_bytes": -1, "digest": ""}], "num_bytes: Input should be greater"),
+    ],
+)
+def test_a_manifest_that_is_about_other_files_is_a_problem(
+    described: Path, key: str, value: object, message: str
+) -> None:
+    content = json.loads(Path(f"{described}.json").read_text())
+    content["outputs"][described.name][key] = value
+    Path(f"{described}.json").write_text(json.dumps(content))
+    assert message in str(verify(described)[0])
 
 
 def test_ids_outside_a_vocabulary_are_placed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

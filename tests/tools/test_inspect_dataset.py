@@ -87,13 +87,12 @@ def test_a_document(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "message"),
     [
         (["nowhere"], "nowhere: no dataset there"),
-        (["text", "--document", "3", "--ids"], "--document=3 does not exist; it has 0 to 2"),
+        (["text", "--document", "3", "--ids"], "--document=3 does not exist; it has 3 documents"),
         (["text", "long", "--document", "0", "--ids"], "--document needs one dataset, but 2 are named"),
         (
             ["long", "--document", "12", "--tokenizer-type", "CharLevelTokenizer", "--vocab-file", "vocab.json"],
             "document 12 has the id 61, but the tokenizer has",
         ),
-        (["text", "--verify"], "text: no manifest to verify it against"),
         (["long", "--verify-inputs"], "long.json: lists no inputs: it was made from source"),
     ],
 )
@@ -129,3 +128,28 @@ def test_ids_outside_a_vocabulary_are_found(capsys: pytest.CaptureFixture[str]) 
     assert run(capsys, "long", "--vocab-size", "101")[0] == 0
     status, out, _ = run(capsys, "long", "--vocab-size", "100")
     assert status == 1 and "long.bin bytes 400 to 404 (documents 12 to 12): token id 100 is outside" in out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["long", "--document", "0", "--ids", "--verify"],
+        ["long", "--document", "0", "--ids", "--vocab-size", "1"],
+        ["long", "--plot", "a.png", "--verify"],
+        ["long", "--vocab-file", "vocab.json"],
+    ],
+)
+def test_questions_that_one_command_does_not_answer_together(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        main(arguments)
+    assert error.value.code == 2
+
+
+def test_a_folder_is_verified_to_its_end(capsys: pytest.CaptureFixture[str]) -> None:
+    """`source` and `text` have no manifest; `long` is damaged."""
+    content = bytearray(Path("long.bin").read_bytes())
+    content[0] ^= 1
+    Path("long.bin").write_bytes(content)
+    status, out, _ = run(capsys, ".", "--verify", "--json")
+    assert status == 1
+    assert {Path(name).name for name in json.loads(out)["problems"]} == {"long", "source", "text"}

@@ -43,3 +43,6 @@ def test_a_change_of_how_samples_are_made_is_told(tmp_path: Path) -> None:
     meta = SimpleNamespace(config=saved, layout={"dp_size": 1})
     assert changed_order_keys(meta, now, batch, 20) == [("pack_impl", "packed", "unpacked")]  # type: ignore[arg-type]
     assert changed_order_keys(meta, before, batch, 20) == []  # type: ignore[arg-type]
+    by_passes = now.model_copy(update={"training": now.training.model_copy(update={"train_epochs": 2})})
+    meta.config["data"] = now.model_dump(mode="json")["data"]
+    assert changed_order_keys(meta, by_passes, batch, 20) == [("train_epochs", None, 2)]  # type: ignore[arg-type]

@@ -129,7 +129,8 @@ def _inputs(inputs: Sequence[InputFile], jobs: Sequence[Job], facts: Sequence[Sh
     for job, fact in zip(jobs, facts, strict=True):
         chunks.setdefault(job.shard.file.path, []).extend(fact.input_chunks)
     return [
-        Input(path=str(file.path), bytes=file.num_bytes, digest=combine(chunks.get(file.path, []))) for file in inputs
+        Input(path=str(file.path.absolute()), bytes=file.num_bytes, digest=combine(chunks.get(file.path, [])))
+        for file in inputs
     ]
 
 

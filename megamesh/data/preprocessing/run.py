@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from megamesh.data.format import bin_path, idx_path
+from megamesh.data.format import bin_path, check_prefix, idx_path
 from megamesh.data.manifest import digest, is_manifest, manifest_path, read_manifest
 from megamesh.data.preprocessing.encoders import Encoder
 from megamesh.data.preprocessing.folder import PUBLISHING, WorkFolder
@@ -170,10 +170,7 @@ def _shard_bytes(inputs: Sequence[InputFile]) -> int:
 
 
 def _check_names(prefix: str | Path, outputs: Iterable[str]) -> None:
-    if str(prefix).endswith(os.sep) or Path(prefix).name in ("", ".."):
-        raise DataError(
-            f"--output-prefix={prefix}: is a folder; add the start of a name, as in {Path(prefix) / 'corpus'}"
-        )
+    check_prefix(prefix)
     for name in outputs:
         if os.sep in name or "\0" in name:
             raise DataError(

@@ -169,23 +169,24 @@ def _gigatoken(tokenizer: Tokenizer) -> tuple[Engine | None, str]:
         return None, f"it does not take the place of {LibraryEngine(tokenizer).name.split()[0]}"
     if importlib.util.find_spec("gigatoken") is None:
         return None, "it is not installed; pip install megamesh[data]"
-    reason = _why_not(tokenizer)
+    content = json.loads(tokenizer.backend.to_str()) if isinstance(tokenizer, BackendTokenizer) else {}
+    reason = _why_not(tokenizer, content)
     if reason is not None:
         return None, reason
     try:
-        engine = _build_gigatoken(tokenizer)
+        engine = _build_gigatoken(tokenizer, content)
     except Exception as error:  # it refuses what it does not know with exceptions of several kinds
         return None, f"it does not take this tokenizer: {str(error).splitlines()[0]}"
     difference = first_difference(engine, tokenizer, [*PROBE, *_around(tokenizer.special_names)])
     return (engine, "") if difference is None else (None, f"its ids differ: {difference}")
 
 
-def _build_gigatoken(tokenizer: BackendTokenizer | TiktokenTokenizer) -> GigatokenEngine:
+def _build_gigatoken(tokenizer: BackendTokenizer | TiktokenTokenizer, content: dict[str, Any]) -> GigatokenEngine:
+    """`content`: that of tokenizer.json."""
     import gigatoken
 
     if isinstance(tokenizer, TiktokenTokenizer):
         return GigatokenEngine(gigatoken.Tokenizer.from_tiktoken(tokenizer.files[0]), tokenizer)
-    content = json.loads(tokenizer.backend.to_str())
     looked_for_later = any(token["normalized"] and token["content"].strip(" ") for token in content["added_tokens"])
     return GigatokenEngine(
         gigatoken.Tokenizer(tokenizer.backend),
@@ -203,13 +204,12 @@ def _around(names: Sequence[str]) -> list[str]:
     ]
 
 
-def _why_not(tokenizer: BackendTokenizer | TiktokenTokenizer) -> str | None:
+def _why_not(tokenizer: BackendTokenizer | TiktokenTokenizer, content: dict[str, Any]) -> str | None:
     """What gigatoken treats otherwise than the tokenizer's own library does; None where nothing is known."""
     if isinstance(tokenizer, TiktokenTokenizer):
         return None if tokenizer.files else "it takes rank files only, not encodings by their name"
     if tokenizer.spells_out_specials:
         return "special tokens are spelled out"
-    content = json.loads(tokenizer.backend.to_str())
     model, before = content["model"], content["pre_tokenizer"] or {}
     steps = before.get("pretokenizers", [before])
     kinds = [step.get("type") for step in steps]

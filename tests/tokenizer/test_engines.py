@@ -160,7 +160,7 @@ class Wrong:
 
 
 def test_an_engine_that_fails_the_probe_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "_build_gigatoken", lambda found: Wrong(found, "漢"))
+    monkeypatch.setattr(engines, "_build_gigatoken", lambda found, _: Wrong(found, "漢"))
     _, line = fastest_engine(tokenizer(EXACT["GPT-2"]()))
     assert "not gigatoken: its ids differ" in line
 

@@ -3,13 +3,14 @@
     token files ─▶ each copied to its place in <name>.bin, by the rank that made it, without passing through Python
     lengths     ─▶ <name>.idx, streamed by rank 0
 
-Nothing is held in memory but a number per shard.
+A shard's place is known when all shards before it are complete, so one process copies while its workers still encode; ranks of an MPI job
+copy most of theirs when the last one has encoded. Nothing is held in memory but a number per shard.
 """
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,55 +21,70 @@ from megamesh.data.preprocessing.shard import Job, ShardFacts
 from megamesh.data.writer import write_index
 
 
-@dataclass(frozen=True)
-class Piece:
-    """A shard's tokens of one output, and where they go: byte `offset` of a file in joined/."""
-
-    tokens: Path
-    num_bytes: int
-    target: Path
-    offset: int
-
-
-def pieces(
-    jobs: Sequence[Job], facts: Sequence[ShardFacts], names: Sequence[str], folder: WorkFolder
-) -> list[list[Piece]]:
-    """For each job, its piece of every output; `names` are the outputs' final names without their endings."""
-    ends = [0] * len(names)
-    found = []
-    for job, fact in zip(jobs, facts, strict=True):
-        row = []
-        for number, (name, output) in enumerate(zip(names, fact.outputs, strict=True)):
-            target = bin_path(folder.joined / name)
-            row.append(Piece(folder.tokens(job.identity, number), output.num_bytes, target, ends[number]))
-            ends[number] += output.num_bytes
-        found.append(row)
-    return found
-
-
-def make_targets(facts: Sequence[ShardFacts], names: Sequence[str], folder: WorkFolder) -> None:
-    """Empty .bin files of their full size, in a new joined/."""
+def make_targets(names: Sequence[str], folder: WorkFolder) -> None:
+    """Empty .bin files, in a joined/ that holds nothing else; `names` are the outputs' final names without their endings."""
     folder.joined.mkdir(exist_ok=True)
     for left in folder.joined.iterdir():
         left.unlink()
-    for number, name in enumerate(names):
-        with bin_path(folder.joined / name).open("wb") as file:
-            file.truncate(sum(fact.outputs[number].num_bytes for fact in facts))
+    for name in names:
+        bin_path(folder.joined / name).touch()
 
 
-def copy_pieces(group: Sequence[Piece]) -> int:
-    """Copy pieces to their places and bring them to disk; the number of bytes."""
-    targets = {piece.target: os.open(piece.target, os.O_WRONLY) for piece in group}
-    try:
-        for piece in group:
-            with piece.tokens.open("rb") as source:
-                copy_range(source.fileno(), targets[piece.target], 0, piece.offset, piece.num_bytes)
-        for target in targets.values():
+class _Piece(NamedTuple):
+    """A shard's tokens of one output, and where they go in its .bin, in bytes."""
+
+    shard: int
+    output: int
+    offset: int
+    num_bytes: int
+
+
+class Joiner:
+    """Copies the tokens of the shards `mine` to their places in files that `make_targets` has made; use as a context manager."""
+
+    def __init__(self, jobs: Sequence[Job], mine: Sequence[int], names: Sequence[str], folder: WorkFolder):
+        self._jobs, self._mine, self._folder = jobs, set(mine), folder
+        self._facts: dict[int, ShardFacts] = {}
+        self._next = 0  # the first shard whose place is not known
+        self._ends = [0] * len(names)
+        self._targets = [os.open(bin_path(folder.joined / name), os.O_WRONLY) for name in names]
+
+    def add(self, facts: Mapping[int, ShardFacts], threads: int = 1) -> None:
+        """Complete shards, by number; copies those whose places are known now, several at once where there are threads."""
+        self._facts.update(facts)
+        pieces = list(self._placed())
+        if threads == 1:
+            for piece in pieces:
+                self._copy(piece)
+            return
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(self._copy, pieces))
+
+    def finish(self) -> None:
+        """Bring the copies to disk."""
+        assert self._next == len(self._jobs), f"{len(self._jobs) - self._next} shards are not complete"
+        for target in self._targets:
             os.fsync(target)
-    finally:
-        for target in targets.values():
+
+    def _placed(self) -> Iterator[_Piece]:
+        """The pieces of our shards whose places become known."""
+        while self._next in self._facts:
+            for number, output in enumerate(self._facts[self._next].outputs):
+                if self._next in self._mine:
+                    yield _Piece(self._next, number, self._ends[number], output.num_bytes)
+                self._ends[number] += output.num_bytes
+            self._next += 1
+
+    def _copy(self, piece: _Piece) -> None:
+        with self._folder.tokens(self._jobs[piece.shard].identity, piece.output).open("rb") as source:
+            copy_range(source.fileno(), self._targets[piece.output], 0, piece.offset, piece.num_bytes)
+
+    def __enter__(self) -> "Joiner":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for target in self._targets:
             os.close(target)
-    return sum(piece.num_bytes for piece in group)
 
 
 def write_indexes(

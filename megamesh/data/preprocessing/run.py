@@ -22,7 +22,7 @@ from megamesh.data.format import bin_path, check_prefix, idx_path
 from megamesh.data.manifest import digest, is_manifest, manifest_path, read_manifest
 from megamesh.data.preprocessing.encoders import Encoder
 from megamesh.data.preprocessing.folder import PUBLISHING, WorkFolder
-from megamesh.data.preprocessing.join import Piece, copy_pieces, make_targets, pieces, write_indexes
+from megamesh.data.preprocessing.join import Joiner, make_targets, write_indexes
 from megamesh.data.preprocessing.pool import Pool
 from megamesh.data.preprocessing.progress import Counters
 from megamesh.data.preprocessing.ranks import OneProcess, Ranks
@@ -55,21 +55,19 @@ class Summary:
 
 @dataclass(frozen=True)
 class _Work:
-    """What the processes of a pool do: encode a shard, or copy pieces into place."""
+    """What the processes of a pool do: encode a shard."""
 
     make_encoder: Callable[[], Encoder]
     settings: Settings
     folder: WorkFolder
     counters: Counters
 
-    def __call__(self) -> Callable[[Job | list[Piece]], Any]:
+    def __call__(self) -> Callable[[Job], ShardFacts]:
         encoder = self.make_encoder()
 
-        def work(item: Job | list[Piece]) -> Any:
+        def work(job: Job) -> ShardFacts:
             with _disk_errors_named(self.folder):
-                if isinstance(item, Job):
-                    return do_shard(item, encoder, self.settings, self.folder, self.counters.add)
-                return copy_pieces(item)
+                return do_shard(job, encoder, self.settings, self.folder, self.counters.add)
 
         return work
 
@@ -111,13 +109,9 @@ def preprocess(
             _check_outputs(prefix, list(names), inputs, overwrite)  # another run may have ended while this one waited
             shards = cut_into_shards(inputs, _shard_bytes(inputs), settings.read.separator)
             plan = make_jobs(shards, encoder.tokenizer.digest, settings)
-            published = folder.finish_publication()
-            finished = published == _digest(plan)
-            if published is not None and not finished:
-                raise DataError(
-                    f"{prefix}: a run with other inputs or options was complete but for the names of its outputs, which they have now; "
-                    "choose another --output-prefix or add --overwrite"
-                )
+            finished = _finish_publication(plan, prefix, folder)
+            if not finished:
+                make_targets(list(names), folder)
         plan, dealt, finished = ranks.broadcast((plan, _deal(plan, ranks.size, folder), finished))
         if finished:
             return _summary(prefix, names)
@@ -125,16 +119,21 @@ def preprocess(
         mine = dealt[ranks.rank]
         work = _Work(make_encoder if ranks.size > 1 else lambda: encoder, settings, folder, counters)
         pool = stack.enter_context(Pool(work, workers, "spawn" if ranks.size > 1 else "fork"))
+        joiner = stack.enter_context(Joiner(plan, mine, list(names), folder))
+        done: dict[int, ShardFacts] = {}
         with show(counters, sum(plan[i].shard.num_bytes for i in mine)):
-            done = dict(zip(mine, pool.run([plan[i] for i in mine]), strict=True))
-        gathered: dict[int, ShardFacts] = {}
+            for number, fact in zip(mine, pool.run([plan[i] for i in mine]), strict=True):
+                done[number] = fact
+                joiner.add({number: fact})
         for found in ranks.gather(done):
-            gathered.update(found)
-        facts = [gathered[i] for i in range(len(plan))]
+            done.update(found)
+        joiner.add(done, threads=workers)
+        joiner.finish()
+        ranks.barrier()
+        facts = [done[i] for i in range(len(plan))]
         if not sum(fact.documents for fact in facts):
             files = dict.fromkeys(str(job.shard.file.path) for job in plan)
             raise DataError(f"{', '.join([*files][:5])}: no text in any record; nothing was written")
-        _join(plan, facts, mine, names, folder, pool, workers, ranks)
         if ranks.rank == 0:
             write_indexes(plan, facts, names, folder)
             write_report(plan, facts, folder)
@@ -143,6 +142,17 @@ def preprocess(
             _keep_ranges(prefix, facts, names)
         ranks.barrier()
     return _summary(prefix, names)
+
+
+def _finish_publication(plan: Sequence[Job], prefix: str | Path, folder: WorkFolder) -> bool:
+    """Whether a killed run of this plan was complete but for names, which its outputs have now. Raises DataError if it was of another."""
+    published = folder.finish_publication()
+    if published is not None and published != _digest(plan):
+        raise DataError(
+            f"{prefix}: a run with other inputs or options was complete but for the names of its outputs, which they have now; "
+            "choose another --output-prefix or add --overwrite"
+        )
+    return published is not None
 
 
 def _digest(plan: Sequence[Job]) -> str:
@@ -218,20 +228,6 @@ def _deal(plan: Sequence[Job], size: int, folder: WorkFolder) -> list[list[int]]
         dealt[rank].append(number)
         heapq.heappush(ranks, (load + left[number], rank))
     return [sorted(numbers) for numbers in dealt]
-
-
-def _join(
-    plan: Sequence[Job], facts: Sequence[ShardFacts], mine: Sequence[int], names: Any, folder: WorkFolder,
-    pool: Pool, workers: int, ranks: Ranks,
-) -> None:  # fmt: skip
-    if ranks.rank == 0:
-        make_targets(facts, list(names), folder)
-    ranks.barrier()
-    rows = pieces(plan, facts, list(names), folder)
-    groups = [[piece for i in mine[first::workers] for piece in rows[i]] for first in range(workers)]
-    for _ in pool.run([group for group in groups if group]):
-        pass
-    ranks.barrier()
 
 
 @contextmanager

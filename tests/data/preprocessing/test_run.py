@@ -98,7 +98,8 @@ def mpirun(num_ranks: int, words: Sequence[str]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("num_ranks", "pattern"), [(1, "part*.jsonl"), (4, "part*.jsonl,part*.jsonl.zst,part0.parquet")]
+    ("num_ranks", "pattern"),
+    [(1, "part*.jsonl"), (4, "part*.jsonl,part*.jsonl.gz,part*.jsonl.zst,part*.json.xz,part0.parquet")],
 )
 def test_output_is_megatrons_under_mpi(
     folder: Path, tmp_path: Path, texts: list[str], num_ranks: int, pattern: str

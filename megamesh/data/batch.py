@@ -34,7 +34,9 @@ class Batch:
         return Batch(*(tensor.pin_memory() for tensor in self.inputs()))
 
 
-def make_batch(tokens: Sequence[np.ndarray], labels: Sequence[np.ndarray] | None = None) -> Batch:
+def make_batch(
+    tokens: np.ndarray | Sequence[np.ndarray], labels: np.ndarray | Sequence[np.ndarray] | None = None
+) -> Batch:
     """Rows of S+1 token ids, and of the labels at the same positions → Batch of S positions.
 
     Without labels the next token is the label, and every position counts; of labels, the negative ones do not count.
@@ -46,5 +48,5 @@ def make_batch(tokens: Sequence[np.ndarray], labels: Sequence[np.ndarray] | None
     return Batch(rows[:, :-1].contiguous(), labels_BS.clamp(min=0), (labels_BS >= 0).float())
 
 
-def _rows(rows: Sequence[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.stack(rows).astype(np.int64, copy=False))
+def _rows(rows: np.ndarray | Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.asarray(rows).astype(np.int64, copy=False))

@@ -12,10 +12,12 @@ import contextlib
 import signal
 import weakref
 from collections.abc import Iterator
+from dataclasses import dataclass
 from multiprocessing import active_children
 from multiprocessing.connection import wait
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -48,7 +50,7 @@ def iterate_batches(
         raise DataError(f"{total_samples} samples are wanted of a dataset of {len(dataset)}; build it for that many")
     ids = micro_batch_ids(consumed_samples, total_samples, micro_batch_size, dp_rank, dp_size)
     if num_workers == 0:
-        batches = (_MicroBatches(dataset).read(i) for i in ids)
+        batches = (_MicroBatches(dataset).read(i).batch() for i in ids)
         return (batch.pin_memory() for batch in batches) if pin_memory else batches
     return _Batches(dataset, ids, num_workers, pin_memory)
 
@@ -98,7 +100,7 @@ class _Batches(Iterator[Batch]):
         if isinstance(item, MegaMeshError):
             self.close()
             raise item
-        return item
+        return item.batch() if isinstance(item, _Rows) else item
 
     def close(self) -> None:
         """End the workers; further calls of next() stop."""
@@ -116,6 +118,22 @@ class _Batches(Iterator[Batch]):
         self._source = None
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of a micro-batch as they travel between processes: one block of bytes through a pipe, where each tensor would need a shared
+    memory of its own, and a message to open it."""
+
+    tokens: np.ndarray
+    labels: np.ndarray | None
+
+    def batch(self) -> Batch:
+        return make_batch(self.tokens, self.labels)
+
+    def pin_memory(self) -> Batch:
+        """What the DataLoader's thread for pinned memory calls."""
+        return self.batch().pin_memory()
+
+
 class _MicroBatches(Dataset):
     """Index by the sample numbers of a micro-batch. Errors with a message for the user are returned, so that no worker's traceback wraps
     them."""
@@ -123,14 +141,16 @@ class _MicroBatches(Dataset):
     def __init__(self, dataset: TokenDataset):
         self._dataset = dataset
 
-    def read(self, ids: range) -> Batch:
+    def read(self, ids: range) -> _Rows:
         samples = [self._dataset[i] for i in ids]
-        tokens = [sample.tokens for sample in samples]
+        tokens = np.stack([sample.tokens for sample in samples])
         if all(sample.labels is None for sample in samples):
-            return make_batch(tokens)
-        return make_batch(tokens, [sample.tokens if sample.labels is None else sample.labels for sample in samples])
+            return _Rows(tokens, None)
+        return _Rows(
+            tokens, np.stack([sample.tokens if sample.labels is None else sample.labels for sample in samples])
+        )
 
-    def __getitem__(self, ids: range) -> Batch | MegaMeshError:
+    def __getitem__(self, ids: range) -> _Rows | MegaMeshError:
         try:
             return self.read(ids)
         except MegaMeshError as error:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from megamesh.data import loader
 from megamesh.data.batch import Batch, make_batch
 from megamesh.data.dataset import Sample
 from megamesh.data.loader import iterate_batches
@@ -43,6 +44,14 @@ class Deadly(Numbers):
         if index == 5:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().__getitem__(index)
+
+
+class Labelled(Numbers):
+    """Every other sample has labels, the first of them not counted."""
+
+    def __getitem__(self, index: int) -> Sample:
+        tokens = super().__getitem__(index).tokens
+        return Sample(tokens, np.where(tokens % 100 < 3, -100, tokens + 1) if index % 2 else None)
 
 
 def read(
@@ -80,6 +89,34 @@ def test_every_layout_has_the_same_global_batches_from_any_point(micro: int, siz
         micro_steps = [[ranks[rank][step * accumulation + a] for rank in range(size)] for a in range(accumulation)]
         assert [i for ids in micro_steps for part in ids for i in part] == list(range(first, first + batch))
     assert all(len(rank) == (TOTAL - consumed) // (micro * size) for rank in ranks)
+
+
+def test_batches_travel_between_processes_whole() -> None:
+    """Tokens, labels and mask; a sample without labels beside one that has them."""
+    here, there = (
+        list(
+            iterate_batches(
+                Labelled(), consumed_samples=0, total_samples=TOTAL, micro_batch_size=3, dp_rank=0, dp_size=1, num_workers=workers
+            )
+        )
+        for workers in (0, 2)
+    )  # fmt: skip
+    assert len(here) == len(there) == TOTAL // 3
+    for ours, theirs in zip(here, there, strict=True):
+        assert all(
+            torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(ours.inputs(), theirs.inputs(), strict=True)
+        )
+    assert here[0].loss_mask_BS.tolist() == [[1.0] * 6, [0.0, 0.0, 1.0, 1.0, 1.0, 1.0], [1.0] * 6]
+    assert here[0].labels_BS[1].tolist() == [0, 0, 104, 105, 106, 107]
+
+
+def test_the_loader_pins_what_comes_from_its_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch's thread does it: by the item's own method."""
+    from torch.utils.data._utils.pin_memory import pin_memory
+
+    monkeypatch.setattr(Batch, "pin_memory", lambda batch: ("pinned", batch.tokens_BS.tolist()))
+    rows = loader._MicroBatches(Numbers())[range(2)]
+    assert pin_memory(rows) == ("pinned", [[0, 1, 2, 3, 4, 5], [100, 101, 102, 103, 104, 105]])
 
 
 def test_resume_with_workers_continues_the_same_batches() -> None:

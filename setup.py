@@ -23,7 +23,7 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "data": ["gigatoken", "orjson", "zstandard", "pyarrow", "tiktoken", "ftfy"],
+        "data": ["gigatoken", "orjson", "zstandard", "pyarrow", "tiktoken", "ftfy", "psutil"],
         "mpi": ["mpi4py"],
         "hf": ["transformers>=5"],
         "plot": ["matplotlib"],

@@ -12,13 +12,15 @@ The tokenizer of base.py is the reference; an engine gives its ids or is not use
 import importlib.metadata
 import importlib.util
 import json
+import os
 import sys
 import unicodedata
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import Any, Literal, Protocol
 
 import numpy as np
+import psutil
 
 from megamesh.errors import ConfigError, DataError
 from megamesh.tokenizer.backend import BackendTokenizer
@@ -30,6 +32,7 @@ Choice = Literal["auto", "gigatoken", "reference"]
 CHECKED_SHARE = 1 / 1000
 WHOLE = 65536  # characters; longer texts are compared in windows
 WINDOW = 4096
+CACHE_BYTES = 96 << 20  # some hundred thousand words
 _ASCII = bytes(range(128))
 
 PROBE = (
@@ -81,16 +84,28 @@ class GigatokenEngine:
 
     These hold characters that Unicode had not assigned, or, with `only_normal`, are not in normal form C: gigatoken looks for added tokens
     in the text as it comes, also for those that tokenizers looks for in its normal form.
+
+    gigatoken 0.10 keeps the ids of every word that it has seen, for ever. So the tokenizer is built anew when the process has grown by
+    CACHE_BYTES since it was built.
     """
 
-    def __init__(self, tokenizer: Any, reference: Tokenizer, *, only_normal: bool = False):
+    def __init__(self, build: Callable[[], Any], reference: Tokenizer, *, only_normal: bool = False):
         self.name = f"gigatoken {importlib.metadata.version('gigatoken')}"
-        self._encode = tokenizer.encode
+        self._build = build
         self._reference = reference
         self._only_normal = only_normal
+        self._tokenizer: Any = None
+        self._start()
+
+    def _start(self) -> None:
+        self._tokenizer = None  # the old one goes before the new one comes
+        self._tokenizer = self._build()
+        self._most_bytes = resident_bytes() + CACHE_BYTES
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        encode = self._encode
+        if resident_bytes() > self._most_bytes:
+            self._start()
+        encode = self._tokenizer.encode
         documents = [
             np.array(self._reference.encode(text), np.uint32) if self._is_risky(text) else encode(text)
             for text in texts
@@ -102,6 +117,16 @@ class GigatokenEngine:
         return not text.isascii() and (
             has_strange_characters(text) or (self._only_normal and not unicodedata.is_normalized("NFC", text))
         )
+
+
+def resident_bytes() -> int:
+    """Memory of this process; right in a forked one, too."""
+    return int(_process(os.getpid()).memory_info().rss)
+
+
+@cache
+def _process(number: int) -> psutil.Process:
+    return psutil.Process(number)
 
 
 class CheckedEngine:
@@ -186,10 +211,10 @@ def _build_gigatoken(tokenizer: BackendTokenizer | TiktokenTokenizer, content: d
     import gigatoken
 
     if isinstance(tokenizer, TiktokenTokenizer):
-        return GigatokenEngine(gigatoken.Tokenizer.from_tiktoken(tokenizer.files[0]), tokenizer)
+        return GigatokenEngine(partial(gigatoken.Tokenizer.from_tiktoken, tokenizer.files[0]), tokenizer)
     looked_for_later = any(token["normalized"] and token["content"].strip(" ") for token in content["added_tokens"])
     return GigatokenEngine(
-        gigatoken.Tokenizer(tokenizer.backend),
+        partial(gigatoken.Tokenizer, tokenizer.backend),
         tokenizer,
         only_normal=content["normalizer"] is not None and looked_for_later,
     )

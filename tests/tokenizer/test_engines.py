@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import gigatoken
 import numpy as np
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, processors, trainers
@@ -15,11 +16,14 @@ from megamesh.errors import ConfigError, DataError
 from megamesh.tokenizer import engines, train
 from megamesh.tokenizer.backend import BackendTokenizer, load_characters
 from megamesh.tokenizer.engines import (
+    CACHE_BYTES,
     CHECKED_SHARE,
     CheckedEngine,
+    GigatokenEngine,
     LibraryEngine,
     fastest_engine,
     has_strange_characters,
+    resident_bytes,
 )
 from megamesh.tokenizer.spm import SentencePieceTokenizer
 from megamesh.tokenizer.tiktoken_ranks import SCRAPS
@@ -104,6 +108,43 @@ def test_gigatoken_is_chosen_where_its_ids_are_equal(name: str) -> None:
     expected = found.encode_batch(texts)
     assert lengths.tolist() == list(map(len, expected))
     assert ids.tolist() == [token for document in expected for token in document]
+
+
+def new_words(count: int, seed: int) -> str:
+    """Words that hardly occur twice."""
+    generator = np.random.default_rng(seed)
+    letters = generator.integers(ord("a"), ord("z") + 1, 9 * count, dtype=np.uint8)
+    letters[8::9] = ord(" ")
+    return letters.tobytes().decode()
+
+
+def test_memory_does_not_grow_with_the_number_of_different_words() -> None:
+    """gigatoken keeps the ids of each word: 300 MB for 4 million of them, unless it is built anew."""
+    found = tokenizer(EXACT["GPT-2"]())
+    built = []
+
+    def build() -> Any:
+        built.append(resident_bytes())
+        return gigatoken.Tokenizer(found.backend)
+
+    engine, most = GigatokenEngine(build, found), 0
+    for number in range(40):
+        engine.encode([new_words(100_000, number)])
+        most = max(most, resident_bytes() - built[0])
+    assert len(built) >= 3
+    assert most < CACHE_BYTES + (130 << 20)  # and one doubling of its table
+    assert max(built) - built[0] < 64 << 20  # the memory comes back
+
+
+def test_a_tokenizer_that_was_built_anew_gives_the_same_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("megamesh.tokenizer.engines.CACHE_BYTES", -(1 << 40))
+    found, texts, builds = tokenizer(EXACT["GPT-NeoX"]()), hard_texts(20), []
+    engine, _ = fastest_engine(found)
+    monkeypatch.setattr(engine._engine, "_build", lambda: builds.append(1) or gigatoken.Tokenizer(found.backend))  # type: ignore[attr-defined]
+    for _ in range(3):
+        ids, _ = engine.encode(texts)
+        assert ids.tolist() == [token for text in texts for token in found.encode(text)]
+    assert len(builds) >= 3
 
 
 @pytest.mark.parametrize("name", OTHERS)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs, next tokens, and which of them count in the loss."""
+    """Inputs, next tokens, and which of them count in the loss: 1 or 0, in training a weight."""
 
     tokens_BS: Tensor
     labels_BS: Tensor

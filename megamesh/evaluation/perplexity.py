@@ -1,6 +1,6 @@
 """Validation loss and perplexity over a fixed set of samples.
 
-    this rank's micro-batches ──engine.evaluate──▶ Σ loss·tokens, Σ tokens ──sum over data-parallel ranks──▶ mean loss
+    this rank's micro-batches ──engine.evaluate──▶ Σ loss·tokens, Σ counted tokens ──sum over data-parallel ranks──▶ mean loss
 
 Every evaluation of a run sees the same samples, so that its numbers can be compared. Tensor- and pipeline-parallel ranks read the same
 samples and get the same loss: they are not added up.
@@ -26,9 +26,10 @@ def mean_loss(engine: TrainingEngine, mesh: ProcessMesh, batches: Iterable[Batch
     remaining = iter(batches)
     while on_host := list(islice(remaining, engine.accumulation_steps)):  # as many at a time as in a training step
         group = [batch.to(engine.device) for batch in on_host]
-        num_tokens = torch.stack([batch.loss_mask_BS.sum() for batch in group]).double()
+        num_counted = torch.stack([batch.loss_mask_BS.sum() for batch in group]).double()
         losses = engine.evaluate([batch.inputs() for batch in group]).double()
-        total += torch.stack(((losses * num_tokens).sum(), num_tokens.sum()))
+        num_tokens = torch.tensor([batch.loss_mask_BS.numel() for batch in group], device=engine.device)
+        total += torch.stack(((losses * num_tokens).sum(), num_counted.sum()))
     dist.all_reduce(total, group=mesh.group("dp"))
     loss_sum, tokens = total.tolist()
     return loss_sum / tokens if tokens else math.nan

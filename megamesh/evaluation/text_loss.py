@@ -61,9 +61,9 @@ def text_loss(model: Transformer, windows: Sequence[Sequence[int]]) -> TextLoss:
     """The mean loss over windows of token ids; a loss that is not finite stays so."""
     total, num_tokens, remaining = 0.0, 0, iter(windows)
     while group := list(islice(remaining, BATCH_SIZE)):
-        count = sum(len(window) - 1 for window in group)
-        total += float(model(*_padded(group).to(model.device).inputs())) * count
-        num_tokens += count
+        batch = _padded(group).to(model.device)
+        total += float(model(*batch.inputs())) * batch.labels_BS.numel()
+        num_tokens += sum(len(window) - 1 for window in group)
     return TextLoss(total / num_tokens, num_tokens)
 
 

@@ -22,13 +22,13 @@ class Head(nn.Linear):
         super().__init__(hidden_size, tp.share(num_rows), bias=False)
         self.tp, self.vocab_size, self.loss_chunk_tokens = tp, vocab_size, loss_chunk_tokens
 
-    def forward(self, h_TD: Tensor, labels_T: Tensor, loss_mask_T: Tensor) -> Tensor:  # type: ignore[override]
-        """Mean cross entropy of the tokens that the mask counts, from this rank's states: a scalar in fp32."""
+    def forward(self, h_TD: Tensor, labels_T: Tensor, weights_T: Tensor) -> Tensor:  # type: ignore[override]
+        """Mean of cross entropy × weight over all tokens, from this rank's states: a scalar in fp32."""
         return vocab_parallel_cross_entropy(
             self.tp.all_tokens(h_TD),
             self.weight,
             labels_T,
-            loss_mask_T,
+            weights_T,
             chunk_tokens=self.loss_chunk_tokens,
             num_real_rows=num_real_rows(self.out_features, self.vocab_size, self.tp),
             group=self.tp.group,

@@ -87,7 +87,7 @@ class Transformer(nn.Module):
             self.head.weight = self.embedding.weight
 
     def forward(self, tokens_BS: Tensor, labels_BS: Tensor, loss_mask_BS: Tensor) -> Tensor:
-        """The training loss: mean cross entropy of the tokens that the mask counts, a scalar in fp32."""
+        """The training loss, a scalar in fp32: mean over all tokens of cross entropy × mask (0, 1, or a weight of mean 1)."""
         loss: Tensor = self.head(self.states(tokens_BS), labels_BS.flatten(), loss_mask_BS.flatten())
         return loss
 

@@ -28,26 +28,26 @@ def vocab_parallel_cross_entropy(
     h_TD: Tensor,
     weight_VD: Tensor,
     labels_T: Tensor,
-    mask_T: Tensor,
+    weights_T: Tensor,
     *,
     chunk_tokens: int,
     num_real_rows: int,
     group: dist.ProcessGroup | None = None,
 ) -> Tensor:
-    """Mean cross entropy over the tokens that `mask_T` (0 or 1) counts, a scalar in fp32 or wider, the same on every rank.
+    """Mean over all T tokens of cross entropy × `weights_T`, a scalar in fp32 or wider, the same on every rank.
 
     h [T, D] of all tokens and this rank's rows of the head's weight, of one floating type; labels [T] int64 among the global ids; at
     most `chunk_tokens` rows of logits exist at once. Rows of the weight from `num_real_rows` on are padding: no token, no gradient. The
-    gradient of h is this rank's share of a sum over ranks. A mask that counts nothing gives 0 and zero gradients.
+    gradient of h is this rank's share of a sum over ranks. A token of weight 0 has no part in loss or gradients.
     """
     loss: Tensor = _VocabParallelCrossEntropy.apply(
-        h_TD, weight_VD, labels_T, mask_T, chunk_tokens, num_real_rows, group, torch.is_grad_enabled()
+        h_TD, weight_VD, labels_T, weights_T, chunk_tokens, num_real_rows, group, torch.is_grad_enabled()
     )
     return loss
 
 
 class _VocabParallelCrossEntropy(torch.autograd.Function):
-    """Forward: mean masked cross entropy, and its gradients. Backward: those gradients, times the incoming scalar."""
+    """Forward: mean weighted cross entropy, and its gradients. Backward: those gradients, times the incoming scalar."""
 
     @staticmethod
     def forward(
@@ -55,14 +55,14 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
         h_TD: Tensor,
         weight_VD: Tensor,
         labels_T: Tensor,
-        mask_T: Tensor,
+        weights_T: Tensor,
         chunk_tokens: int,
         num_real_rows: int,
         group: dist.ProcessGroup | None,
         with_gradients: bool,
     ) -> Tensor:
         wide = torch.promote_types(h_TD.dtype, torch.float32)
-        mask_T = mask_T.to(wide)
+        weights_T = weights_T.to(wide)
         first_row = 0 if group is None else group.rank() * weight_VD.shape[0]
         loss = torch.zeros((), dtype=wide, device=h_TD.device)
         grad_h_TD = torch.empty_like(h_TD) if with_gradients else None
@@ -73,26 +73,25 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
             logits_CV[:, num_real_rows:] = -math.inf
             row_C1 = labels_T[chunk, None] - first_row
             here_C1 = (row_C1 >= 0) & (row_C1 < weight_VD.shape[0])
-            row_C1, mask_C1 = row_C1.masked_fill(~here_C1, 0), mask_T[chunk, None]
+            row_C1, weights_C1 = row_C1.masked_fill(~here_C1, 0), weights_T[chunk, None]
             log_probs_CV, label_log_prob_C1 = _log_softmax(logits_CV, row_C1, here_C1, group)
-            loss -= (label_log_prob_C1 * mask_C1).sum()
+            loss -= (label_log_prob_C1 * weights_C1).sum()
             if grad_h_TD is None or grad_weight_VD is None:
                 continue
             grad_logits_CV = log_probs_CV.exp_().scatter_add_(1, row_C1, -here_C1.to(wide))
-            grad_logits_CV = grad_logits_CV.mul_(mask_C1).to(h_TD.dtype)
+            grad_logits_CV = grad_logits_CV.mul_(weights_C1).to(h_TD.dtype)
             torch.mm(grad_logits_CV, weight_VD, out=grad_h_TD[chunk])
             grad_weight_VD += grad_logits_CV.T @ h_TD[chunk]
-        num_counted = mask_T.sum().clamp(min=1)
         if grad_h_TD is not None and grad_weight_VD is not None:
-            ctx.save_for_backward(grad_h_TD, grad_weight_VD, num_counted)
+            ctx.save_for_backward(grad_h_TD, grad_weight_VD)
             ctx.weight_dtype = weight_VD.dtype
-        return loss / num_counted
+        return loss / len(h_TD)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grad_h_TD, grad_weight_VD, num_counted = ctx.saved_tensors
-        factor = (grad / num_counted).view(1)  # one dimension: a scalar would take the other's type, and be rounded
+        grad_h_TD, grad_weight_VD = ctx.saved_tensors
+        factor = (grad / len(grad_h_TD)).view(1)  # one dimension: a scalar would take the other's type, and be rounded
         empty_VD = torch.empty_like(grad_weight_VD, dtype=ctx.weight_dtype)
         return grad_h_TD.mul_(factor), torch.mul(grad_weight_VD, factor, out=empty_VD), *(None,) * 6
 

@@ -108,6 +108,7 @@ def prepare(loaded: LoadedConfig, device: torch.device, signals: SignalHook) -> 
         hooks,
         train_iters=train_iters,
         sequence_length=config.model.sequence_length,
+        masked=config.data.pack_impl != "packed" or config.data.train_label_data_paths is not None,
     )
 
 

@@ -14,7 +14,7 @@ uninterrupted one would have drawn.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
@@ -27,6 +27,7 @@ from megamesh.data.batch import Batch
 from megamesh.engine.engine import StepResult, TrainingEngine
 from megamesh.parallel.mesh import ProcessMesh
 from megamesh.parallel.random import seed_micro_batch
+from megamesh.training.token_weights import weigh_tokens
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,12 @@ class Trainer:
         *,
         train_iters: int,
         sequence_length: int,
+        masked: bool = False,
     ):
+        """`masked`: not every token of the batches counts in the loss."""
         self.engine, self.mesh, self.batches, self.batch = engine, mesh, batches, batch
         self.state, self.hooks, self.train_iters = state, hooks, train_iters
-        self.sequence_length = sequence_length
+        self.sequence_length, self.masked = sequence_length, masked
         self.stop_reason: str | None = None
         self.step_seconds = 0.0
 
@@ -111,7 +114,10 @@ class Trainer:
         """This rank's inputs for one optimizer step, each with its own random streams set just before it is used."""
         micro, dp = self.batch.micro_batch_size, self.mesh.size("dp")
         first_sample = self.state.consumed_samples + self.mesh.rank("dp") * micro
-        for batch in islice(self.batches, self.batch.gradient_accumulation_steps):
+        batches: Iterable[Batch] = islice(self.batches, self.batch.gradient_accumulation_steps)
+        if self.masked:
+            batches = weigh_tokens(list(batches), self.mesh, self.engine.device)
+        for batch in batches:
             seed_micro_batch(self.state.seed, first_sample)
             yield batch.to(self.engine.device).inputs()
             first_sample += micro * dp

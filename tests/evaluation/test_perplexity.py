@@ -42,7 +42,7 @@ def _evaluate(setup: Setup) -> float:
 )
 def test_the_mean_is_over_tokens_and_counts_every_sample_once(world_size: int, setup: Setup) -> None:
     module = transformer(setup).double()
-    inputs = zip(*(global_batch(index).inputs() for index in range(NUM_BATCHES)), strict=True)
+    whole = [torch.cat(parts) for parts in zip(*(global_batch(i).inputs() for i in range(NUM_BATCHES)), strict=True)]
     with torch.no_grad():
-        expected = module(*map(torch.cat, inputs)).item()
+        expected = module(*whole).item() / whole[2].mean().item()
     assert run(world_size, _evaluate, setup) == pytest.approx([expected] * world_size, rel=1e-6)

@@ -16,19 +16,19 @@ def _inputs(dtype: torch.dtype = torch.float64):
     h = torch.randn(T, D, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
     weight = torch.randn(V, D, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
     labels = torch.randint(0, V, (T,), generator=generator)
-    mask = (torch.rand(T, generator=generator) > 0.3).float()
-    return h, weight, labels, mask
+    draws = torch.rand(T, generator=generator)
+    return h, weight, labels, torch.where(draws > 0.3, 3 * draws, 0)
 
 
-def _loss(h, weight, labels, mask, chunk):
-    return vocab_parallel_cross_entropy(h, weight, labels, mask, chunk_tokens=chunk, num_real_rows=V)
+def _loss(h, weight, labels, weights, chunk):
+    return vocab_parallel_cross_entropy(h, weight, labels, weights, chunk_tokens=chunk, num_real_rows=V)
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 23, 100])
 def test_loss_and_gradients_equal_the_plain_form(chunk: int) -> None:
-    h, weight, labels, mask = _inputs()
-    loss = _loss(h, weight, labels, mask, chunk)
-    expected = (F.cross_entropy(h @ weight.T, labels, reduction="none") * mask).sum() / mask.sum()
+    h, weight, labels, weights = _inputs()
+    loss = _loss(h, weight, labels, weights, chunk)
+    expected = (F.cross_entropy(h @ weight.T, labels, reduction="none") * weights).mean()
     torch.testing.assert_close(loss, expected, rtol=1e-13, atol=0)
     for mine, oracle in zip(
         torch.autograd.grad(3 * loss, (h, weight)), torch.autograd.grad(3 * expected, (h, weight)), strict=True
@@ -37,11 +37,11 @@ def test_loss_and_gradients_equal_the_plain_form(chunk: int) -> None:
 
 
 def test_bf16_loss_and_sum_over_chunks_are_fp32() -> None:
-    h, weight, labels, mask = _inputs(torch.bfloat16)
-    loss = _loss(h, weight, labels, mask, 1)
+    h, weight, labels, weights = _inputs(torch.bfloat16)
+    loss = _loss(h, weight, labels, weights, 1)
     exact_h, exact_weight = (tensor.detach().double().requires_grad_() for tensor in (h, weight))
     rounded_logits = (exact_h @ exact_weight.T).bfloat16().double()
-    expected = (F.cross_entropy(rounded_logits, labels, reduction="none") * mask).sum() / mask.sum()
+    expected = (F.cross_entropy(rounded_logits, labels, reduction="none") * weights).mean()
     assert loss.dtype == torch.float32
     assert abs(loss.item() - expected.item()) < 1e-6 * expected.item()
     found, exact = (
@@ -57,14 +57,14 @@ def test_bf16_loss_and_sum_over_chunks_are_fp32() -> None:
 def test_backward_takes_no_second_gradient_of_the_states(dtype: torch.dtype) -> None:
     """It begins when all activations are alive: the peak of memory."""
     kept = []
-    h, weight, labels, mask = _inputs(dtype)
+    h, weight, labels, weights = _inputs(dtype)
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
-        loss = _loss(h, weight, labels, mask, 5)
+        loss = _loss(h, weight, labels, weights, 5)
     (grad,) = torch.autograd.grad(loss, h)
     assert grad.data_ptr() in {tensor.data_ptr() for tensor in kept}
 
 
-def test_a_mask_that_counts_nothing_gives_zero() -> None:
+def test_weights_of_zero_give_zero() -> None:
     h, weight, labels, _ = _inputs()
     loss = _loss(h, weight, labels, torch.zeros(T), 5)
     grads = torch.autograd.grad(loss, (h, weight))
@@ -72,11 +72,11 @@ def test_a_mask_that_counts_nothing_gives_zero() -> None:
 
 
 def test_evaluation_spends_nothing_on_gradients() -> None:
-    h, weight, labels, mask = _inputs()
+    h, weight, labels, weights = _inputs()
     with FlopCounterMode(display=False) as training:
-        _loss(h, weight, labels, mask, 4).backward()
+        _loss(h, weight, labels, weights, 4).backward()
     with FlopCounterMode(display=False) as evaluation, torch.no_grad():
-        _loss(h, weight, labels, mask, 4)
+        _loss(h, weight, labels, weights, 4)
     assert evaluation.get_total_flops() == 2 * T * D * V and training.get_total_flops() == 6 * T * D * V
 
 
@@ -91,7 +91,7 @@ def test_full_logits_never_exist() -> None:
                     self.rows = max(self.rows, tensor.shape[0])
             return out
 
-    h, weight, labels, mask = _inputs()
+    h, weight, labels, weights = _inputs()
     with LargestTensor() as seen:
-        _loss(h, weight, labels, mask, 4).backward()
+        _loss(h, weight, labels, weights, 4).backward()
     assert seen.rows == 4

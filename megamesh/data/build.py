@@ -25,6 +25,7 @@ from megamesh.data.dataset import BlendedDataset, TokenDataset
 from megamesh.data.document_samples import Documents, Packing, digest, make_samples, num_samples_in_epochs
 from megamesh.data.indexed import IndexedDataset
 from megamesh.data.labels import open_labels
+from megamesh.data.mapped import allow_many_files
 from megamesh.data.splits import SPLIT_NAMES, split_documents
 from megamesh.data.weights import normalise_weights, weights_by_documents, weights_by_size
 from megamesh.errors import ConfigError, DataError
@@ -58,6 +59,7 @@ def build_datasets(
     consists of passes, and train_data_paths are interleaved so.
     """
     check_sources(data)
+    allow_many_files()
     packing = _packing(data, sequence_length, seed)
     if data.data_path is not None:
         train, valid, test = _split_one_file(data, packing, num_samples, vocab_size, train_epochs)
@@ -86,6 +88,7 @@ def check_sources(data: DataConfig) -> None:
 def num_train_samples(data: DataConfig, *, sequence_length: int, seed: int, epochs: int, vocab_size: int) -> int:
     """Samples in `epochs` passes over the training data, over each path of a blend."""
     check_sources(data)
+    allow_many_files()
     packing = _packing(data, sequence_length, seed)
     if data.data_path is not None:
         indexed = IndexedDataset(data.data_path)

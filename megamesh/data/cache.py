@@ -19,6 +19,8 @@ from typing import IO, Any
 
 import numpy as np
 
+from megamesh.data.mapped import map_file, too_many_named
+
 log = logging.getLogger(__name__)
 
 MAGIC = b"MMINDEX1"
@@ -96,7 +98,8 @@ def _read(path: Path) -> dict[str, np.ndarray] | None:
 
 
 def _map(path: Path) -> dict[str, np.ndarray]:
-    content = np.memmap(path, mode="r", dtype=np.uint8)
+    with too_many_named(path):
+        content = map_file(path)
     magic, header_bytes = PREAMBLE.unpack(content[: PREAMBLE.size].tobytes())
     if magic != MAGIC:
         raise ValueError("not an index")

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from megamesh.data.format import FLOAT_CODES, HEADER, MAGIC, TOKEN_DTYPES, VERSION, bin_path, idx_path
+from megamesh.data.mapped import map_file, too_many_named
 from megamesh.data.token_range import largest_and_smallest_id
 from megamesh.data.writer import IndexedWriter
 from megamesh.errors import DataError
@@ -37,15 +38,15 @@ class IndexedDataset:
                 raise DataError(
                     f"{path}: does not exist; a data path is the prefix of a .bin/.idx pair, without the ending"
                 )
-        self.dtype, num_sequences, num_documents = _read_header(idx)
+        with too_many_named(self.prefix):
+            self.dtype, num_sequences, num_documents = _read_header(idx)
+            buffer, self._tokens = map_file(idx), map_file(tokens)
         self._num_sequences = num_sequences
-        buffer = np.memmap(idx, mode="r", dtype=np.uint8)
         self.lengths = np.frombuffer(buffer, "<i4", num_sequences, HEADER.size)
         self.pointers = np.frombuffer(buffer, "<i8", num_sequences, HEADER.size + 4 * num_sequences)
         self.document_index = np.frombuffer(buffer, "<i8", num_documents, HEADER.size + 12 * num_sequences)
         self.num_tokens = _check_layout(self.lengths, self.pointers, self.dtype.itemsize, idx, tokens)
         self._warn_about_documents(idx)
-        self._tokens = _map_tokens(tokens)
 
     def __len__(self) -> int:
         return self._num_sequences
@@ -142,8 +143,3 @@ def _check_layout(lengths: np.ndarray, pointers: np.ndarray, itemsize: int, idx:
     if end < available:
         log.warning("%s: %d bytes at its end belong to no sequence of %s", tokens, available - end, idx.name)
     return total
-
-
-def _map_tokens(path: Path) -> np.ndarray:
-    """The file's bytes; an empty file cannot be mapped."""
-    return np.memmap(path, mode="r", dtype=np.uint8) if path.stat().st_size else np.empty(0, np.uint8)

@@ -3,28 +3,24 @@
     tokenizer ─▶ gigatoken, where its ids are the tokenizer's own; else the tokenizer's library in batches ─▶ flat ids + lengths
 
 The tokenizer of base.py is the reference; an engine gives its ids or is not used. Four things see to that:
-- rules of structure: parts of a tokenizer.json which gigatoken is known to treat otherwise (see `_why_not`) keep it from being chosen;
+- rules of structure: parts of a tokenizer.json which gigatoken is known to treat otherwise keep it from being chosen (gigatoken_engine.py);
 - a probe at the start: texts of every kind that tokenizers trip over, and the names of all special tokens;
-- characters that this Python's Unicode does not know yet go to the reference, text by text: libraries differ in what they know of them;
+- text of which libraries with another Unicode may think otherwise goes to the reference, line by line where that is the same;
 - a sample throughout (`CheckedEngine`): about a thousandth of the text is encoded by the reference too, and a difference stops the run.
 """
 
 import importlib.metadata
 import importlib.util
 import json
-import os
-import sys
-import unicodedata
-from collections.abc import Callable, Sequence
-from functools import cache, partial
-from typing import Any, Literal, Protocol
+from collections.abc import Sequence
+from typing import Literal, Protocol
 
 import numpy as np
-import psutil
 
 from megamesh.errors import ConfigError, DataError
 from megamesh.tokenizer.backend import BackendTokenizer
 from megamesh.tokenizer.base import Tokenizer
+from megamesh.tokenizer.gigatoken_engine import build_gigatoken, why_not
 from megamesh.tokenizer.spm import SentencePieceTokenizer
 from megamesh.tokenizer.tiktoken_ranks import TiktokenTokenizer
 
@@ -32,8 +28,8 @@ Choice = Literal["auto", "gigatoken", "reference"]
 CHECKED_SHARE = 1 / 1000
 WHOLE = 65536  # characters; longer texts are compared in windows
 WINDOW = 4096
-CACHE_BYTES = 96 << 20  # some hundred thousand words
-_ASCII = bytes(range(128))
+EDGE = 16  # tokens of a window that what lies outside of it may have changed
+WINDOWS = 3
 
 PROBE = (
     "", " ", "  ", "\n", "\r\n", "\t\t", " \n \n  x", "a" * 1000, " " * 200 + "x", "\n" * 100, "=" * 300, "-=" * 200,
@@ -79,95 +75,59 @@ class LibraryEngine:
         return ids, lengths
 
 
-class GigatokenEngine:
-    """gigatoken, on one thread. Texts that it may take otherwise than `reference` go there.
-
-    These hold characters that Unicode had not assigned, or, with `only_normal`, are not in normal form C: gigatoken looks for added tokens
-    in the text as it comes, also for those that tokenizers looks for in its normal form.
-
-    gigatoken 0.10 keeps the ids of every word that it has seen, for ever. So the tokenizer is built anew when the process has grown by
-    CACHE_BYTES since it was built.
-    """
-
-    def __init__(self, build: Callable[[], Any], reference: Tokenizer, *, only_normal: bool = False):
-        self.name = f"gigatoken {importlib.metadata.version('gigatoken')}"
-        self._build = build
-        self._reference = reference
-        self._only_normal = only_normal
-        self._tokenizer: Any = None
-        self._start()
-
-    def _start(self) -> None:
-        self._tokenizer = None  # the old one goes before the new one comes
-        self._tokenizer = self._build()
-        self._most_bytes = resident_bytes() + CACHE_BYTES
-
-    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        if resident_bytes() > self._most_bytes:
-            self._start()
-        encode = self._tokenizer.encode
-        documents = [
-            np.array(self._reference.encode(text), np.uint32) if self._is_risky(text) else encode(text)
-            for text in texts
-        ]
-        lengths = np.fromiter(map(len, documents), dtype=np.int64, count=len(documents))
-        return np.concatenate(documents) if documents else np.empty(0, np.uint32), lengths
-
-    def _is_risky(self, text: str) -> bool:
-        return not text.isascii() and (
-            has_strange_characters(text) or (self._only_normal and not unicodedata.is_normalized("NFC", text))
-        )
-
-
-def resident_bytes() -> int:
-    """Memory of this process; right in a forked one, too."""
-    return int(_process(os.getpid()).memory_info().rss)
-
-
-@cache
-def _process(number: int) -> psutil.Process:
-    return psutil.Process(number)
-
-
 class CheckedEngine:
     """An engine whose ids are compared with the reference's on a sample of the text, a thousandth by default.
 
-    Compared are texts, and windows of texts longer than WHOLE, at places that the amount of text seen so far decides. `encode` raises
-    DataError on a difference.
+    Compared are texts, and of texts longer than WHOLE the ids within a window, at places that the amount of text seen so far decides.
+    `encode` raises DataError on a difference.
     """
 
     def __init__(self, engine: Engine, reference: Tokenizer, share: float = CHECKED_SHARE):
         self.name = engine.name
         self._engine, self._reference, self._share = engine, reference, share
         self._owed = float(WINDOW)
-        self._seen = 0
+        self._place = 0
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         ids, lengths = self._engine.encode(texts)
         ends = np.cumsum(lengths)
         size = sum(map(len, texts))
         self._owed += self._share * size
-        self._seen += size
-        place = self._seen
+        self._place += size
         while texts and self._owed > 0:
-            place = (place * 6364136223846793005 + 1442695040888963407) % (1 << 64)
-            i = (place >> 40) % len(texts)
-            if len(texts[i]) > WHOLE:
-                start = (place >> 8) % (len(texts[i]) - WINDOW)
-                self._compare(texts[i][start : start + WINDOW], None)
-            else:
-                self._compare(texts[i], ids[ends[i] - lengths[i] : ends[i]])
-            self._owed -= max(len(texts[i]) if len(texts[i]) <= WHOLE else WINDOW, 64)
+            i = self._draw(len(texts))
+            self._owed -= max(self._check(texts[i], ids[ends[i] - lengths[i] : ends[i]]), 64)
         return ids, lengths
 
-    def _compare(self, text: str, found: np.ndarray | None) -> None:
-        given = self._engine.encode([text])[0] if found is None else found
-        difference = _difference(text, given, self._reference)
+    def _draw(self, limit: int) -> int:
+        self._place = (self._place * 6364136223846793005 + 1442695040888963407) % (1 << 64)
+        return (self._place >> 24) % limit
+
+    def _check(self, text: str, found: np.ndarray) -> int:
+        """Compare; how many characters the reference has encoded. A text is compared whole where no window is found in its ids."""
+        num_encoded = 0
+        for _ in range(WINDOWS if len(text) > WHOLE else 0):
+            start = self._draw(len(text) - WINDOW)
+            inner = self._reference.encode(text[start : start + WINDOW])[EDGE:-EDGE]
+            num_encoded += WINDOW
+            if len(inner) >= EDGE and _holds(found, inner):
+                return num_encoded
+        difference = _difference(text, found, self._reference)
         if difference is not None:
             raise DataError(
                 f"{self.name} differs from {self._reference.name}: {difference}; "
                 "--tokenizer-engine reference is exact. Please report this text"
             )
+        return num_encoded + len(text)
+
+
+def _holds(ids: np.ndarray, part: Sequence[int]) -> bool:
+    """Whether `part` stands in `ids` as it is."""
+    content, wanted = ids.tobytes(), np.array(part, ids.dtype).tobytes()
+    at = content.find(wanted)
+    while at % ids.itemsize and at >= 0:
+        at = content.find(wanted, at + 1)
+    return at >= 0
 
 
 def fastest_engine(tokenizer: Tokenizer, choice: Choice = "auto") -> tuple[Engine, str]:
@@ -195,29 +155,15 @@ def _gigatoken(tokenizer: Tokenizer) -> tuple[Engine | None, str]:
     if importlib.util.find_spec("gigatoken") is None:
         return None, "it is not installed; pip install megamesh[data]"
     content = json.loads(tokenizer.backend.to_str()) if isinstance(tokenizer, BackendTokenizer) else {}
-    reason = _why_not(tokenizer, content)
+    reason = why_not(tokenizer, content)
     if reason is not None:
         return None, reason
     try:
-        engine = _build_gigatoken(tokenizer, content)
+        engine = build_gigatoken(tokenizer, content)
     except Exception as error:  # it refuses what it does not know with exceptions of several kinds
         return None, f"it does not take this tokenizer: {str(error).splitlines()[0]}"
     difference = first_difference(engine, tokenizer, [*PROBE, *_around(tokenizer.special_names)])
     return (engine, "") if difference is None else (None, f"its ids differ: {difference}")
-
-
-def _build_gigatoken(tokenizer: BackendTokenizer | TiktokenTokenizer, content: dict[str, Any]) -> GigatokenEngine:
-    """`content`: that of tokenizer.json."""
-    import gigatoken
-
-    if isinstance(tokenizer, TiktokenTokenizer):
-        return GigatokenEngine(partial(gigatoken.Tokenizer.from_tiktoken, tokenizer.files[0]), tokenizer)
-    looked_for_later = any(token["normalized"] and token["content"].strip(" ") for token in content["added_tokens"])
-    return GigatokenEngine(
-        partial(gigatoken.Tokenizer, tokenizer.backend),
-        tokenizer,
-        only_normal=content["normalizer"] is not None and looked_for_later,
-    )
 
 
 def _around(names: Sequence[str]) -> list[str]:
@@ -227,30 +173,6 @@ def _around(names: Sequence[str]) -> list[str]:
         for name in names
         for text in (name, f"a{name}{name}b", f"  {name}  \n", name[:-1], f"{name[1:]} {name.upper()}")
     ]
-
-
-def _why_not(tokenizer: BackendTokenizer | TiktokenTokenizer, content: dict[str, Any]) -> str | None:
-    """What gigatoken treats otherwise than the tokenizer's own library does; None where nothing is known."""
-    if isinstance(tokenizer, TiktokenTokenizer):
-        return None if tokenizer.files else "it takes rank files only, not encodings by their name"
-    if tokenizer.spells_out_specials:
-        return "special tokens are spelled out"
-    model, before = content["model"], content["pre_tokenizer"] or {}
-    steps = before.get("pretokenizers", [before])
-    kinds = [step.get("type") for step in steps]
-    if model["type"] != "BPE" or model.get("dropout") or model.get("byte_fallback"):
-        return "only byte-level BPE without dropout is taken to it"
-    if not (kinds == ["ByteLevel"] and steps[0].get("use_regex", True)) and kinds != ["Split", "ByteLevel"]:
-        return f"its way to cut words is not tested with {kinds}"
-    if kinds == ["Split", "ByteLevel"] and steps[1].get("use_regex", True):
-        return "words are cut twice"
-    if (content["normalizer"] or {"type": "NFC"})["type"] != "NFC":
-        return f"its normalisation is not tested with {content['normalizer']['type']}"
-    if (content["post_processor"] or {"type": "ByteLevel"})["type"] != "ByteLevel":
-        return "the tokenizer adds tokens around a text"
-    if any(token["single_word"] or token["lstrip"] or token["rstrip"] for token in content["added_tokens"]):
-        return "an added token is single_word, lstrip or rstrip"
-    return None
 
 
 def first_difference(engine: Engine, reference: Tokenizer, texts: Sequence[str]) -> str | None:
@@ -273,22 +195,3 @@ def _difference(text: str, ids: np.ndarray, reference: Tokenizer) -> str | None:
 
 def _short(text: str, limit: int = 120) -> str:
     return ascii(text) if len(text) <= limit else f"{text[:limit]!a}… ({len(text)} characters)"
-
-
-def has_strange_characters(text: str) -> bool:
-    """Whether a text holds a character that this Python's Unicode does not know."""
-    if text.isascii():
-        return False
-    others = text.encode().translate(None, _ASCII).decode()  # characters that are not ASCII: few, in most texts
-    codes = np.frombuffer(others.encode("utf-32-le"), dtype="<u4")
-    return bool(_strange()[codes].any())
-
-
-@cache
-def _strange() -> np.ndarray:
-    """[code points] bool. Planes that are unassigned as a whole are not asked for each of their characters."""
-    table = np.ones(sys.maxunicode + 1, dtype=bool)
-    for block in (range(0x34000), range(0xE0000, 0xE1000)):
-        table[block.start : block.stop] = [unicodedata.category(chr(code)) == "Cn" for code in block]
-    table[0xF0000:] = False  # private use
-    return table

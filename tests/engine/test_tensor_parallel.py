@@ -32,7 +32,10 @@ def _setup(stage: int, size: int = 2, scheme: str | None = "mesh", **changes: An
         (2, _setup(3, sequence_parallel=True, model=GQA, checkpoint_activations=True)),
         (4, _setup(0, scheme=None, model=GQA)),
         (4, _setup(1, scheme="base", sequence_parallel=True)),
-        (4, _setup(2, scheme="anchor", sequence_parallel=True, seed=9)),  # 7 has a bias whose gradient is rounding alone
+        (
+            4,
+            _setup(2, scheme="anchor", sequence_parallel=True, seed=9),
+        ),  # 7 has a bias whose gradient is rounding alone
         (4, _setup(3)),
         (4, _setup(1, 4, sequence_parallel=True, model=GQA)),
     ],

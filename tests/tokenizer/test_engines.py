@@ -2,6 +2,7 @@
 
 import json
 import random
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,12 @@ from tokenizers import pre_tokenizers as cutting
 from megamesh.errors import ConfigError, DataError
 from megamesh.tokenizer import engines, train
 from megamesh.tokenizer.backend import BackendTokenizer, load_characters
-from megamesh.tokenizer.engines import (
+from megamesh.tokenizer.engines import CHECKED_SHARE, CheckedEngine, LibraryEngine, fastest_engine
+from megamesh.tokenizer.gigatoken_engine import (
     CACHE_BYTES,
-    CHECKED_SHARE,
-    CheckedEngine,
     GigatokenEngine,
-    LibraryEngine,
-    fastest_engine,
     has_strange_characters,
+    lines_are_apart,
     resident_bytes,
 )
 from megamesh.tokenizer.spm import SentencePieceTokenizer
@@ -137,7 +136,7 @@ def test_memory_does_not_grow_with_the_number_of_different_words() -> None:
 
 
 def test_a_tokenizer_that_was_built_anew_gives_the_same_ids(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("megamesh.tokenizer.engines.CACHE_BYTES", -(1 << 40))
+    monkeypatch.setattr("megamesh.tokenizer.gigatoken_engine.CACHE_BYTES", -(1 << 40))
     found, texts, builds = tokenizer(EXACT["GPT-NeoX"]()), hard_texts(20), []
     engine, _ = fastest_engine(found)
     monkeypatch.setattr(engine._engine, "_build", lambda: builds.append(1) or gigatoken.Tokenizer(found.backend))  # type: ignore[attr-defined]
@@ -201,7 +200,7 @@ class Wrong:
 
 
 def test_an_engine_that_fails_the_probe_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "_build_gigatoken", lambda found, _: Wrong(found, "漢"))
+    monkeypatch.setattr(engines, "build_gigatoken", lambda found, _: Wrong(found, "漢"))
     _, line = fastest_engine(tokenizer(EXACT["GPT-2"]()))
     assert "not gigatoken: its ids differ" in line
 
@@ -220,6 +219,70 @@ def test_a_difference_in_the_midst_stops_the_run(repeats: int, share: float) -> 
 
     with pytest.raises(DataError, match=r"wrong 1\.0 differs from HFTokenizer test.*--tokenizer-engine reference"):
         encode_much()
+
+
+class WrongIds:
+    """Another id in the midst of every long text's."""
+
+    name = "wrong 1.0"
+
+    def __init__(self, reference: BackendTokenizer):
+        self._right = LibraryEngine(reference)
+
+    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        ids, lengths = self._right.encode(texts)
+        return np.where(np.arange(len(ids)) % 200 == 100, 7, ids).astype(np.uint32), lengths
+
+
+def test_of_long_texts_the_ids_that_are_written_are_compared() -> None:
+    reference = tokenizer(EXACT["GPT-2"]())
+    text = "".join(draw for draw in hard_texts(9000) if "\ud7b0" not in draw)
+    assert len(text) > 100_000
+    CheckedEngine(LibraryEngine(reference), reference).encode([text])
+    with pytest.raises(DataError, match=r"wrong 1\.0 differs from HFTokenizer test"):
+        CheckedEngine(WrongIds(reference), reference).encode([text])
+
+
+def marks() -> list[str]:
+    """Texts with every combining mark, alone and where it is to change its place."""
+    found = [chr(code) for code in range(0x20000) if unicodedata.combining(chr(code))]
+    return [text for mark in found for text in (f"a{mark}", f"\u0c15\u0c4d{mark} ", f"e{mark}\u0301x", f"\u0301{mark}")]
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_normal_forms_are_the_librarys(name: str) -> None:
+    """Libraries know combining marks of different versions of Unicode."""
+    found, texts = (
+        tokenizer(EXACT[name]()),
+        [*marks(), f"{END}\u0338", "क़ख़ज़ ड़ढ़" * 3, "\u0958 \u212b foo\u0338 \u1100\u1161\u11a8"],
+    )
+    engine, line = fastest_engine(found)
+    assert "gigatoken" in line
+    ids, lengths = engine.encode(texts)
+    expected = found.encode_batch(texts)
+    assert lengths.tolist() == list(map(len, expected))
+    assert ids.tolist() == [token for document in expected for token in document]
+
+
+def test_a_risky_line_of_a_long_text_does_not_send_the_others_to_the_library() -> None:
+    found = tokenizer(EXACT["GPT-NeoX"]())
+    engine, _ = fastest_engine(found)
+    line = "Some words of a line, é and 漢.\n"
+    text = line * 500 + "a\u0378 b\n" + line * 500 + "e\u0301\u0c15\n"
+    sizes = []
+    reference = found.encode
+    engine._engine._reference = type(
+        "Counted", (), {"encode": lambda _, part: sizes.append(len(part)) or reference(part)}
+    )()  # type: ignore[attr-defined]
+    ids, _ = engine._engine.encode([text])  # type: ignore[attr-defined]
+    assert ids.tolist() == reference(text)
+    assert sizes == [len("a\u0378 b\n")]
+
+
+def test_lines_are_cut_only_where_that_changes_no_id() -> None:
+    assert lines_are_apart(tokenizer(EXACT["Llama 3"]()))
+    assert not lines_are_apart(tokenizer(bpe(words(), added=[AddedToken("\nfoo")])))
+    assert not lines_are_apart(tokenizer(bpe(words(r"[\s\S]{1,7}"))))
 
 
 def test_a_right_engine_is_never_stopped() -> None:

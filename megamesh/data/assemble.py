@@ -8,12 +8,12 @@ Documents keep their sequences, tokens and order: the bytes are those that one p
 grow with the data. Of several outputs none has its name before all are complete; the .idx is renamed last.
 """
 
-import glob
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,7 @@ from megamesh.data.manifest import (
     write_manifest,
 )
 from megamesh.data.stored import Sections, Stored
+from megamesh.data.temporary import remove_left, temporary_path
 from megamesh.data.token_range import keep_range
 from megamesh.data.writer import write_index
 from megamesh.errors import DataError
@@ -66,9 +67,9 @@ class Assembly:
     def paths(self) -> tuple[Path, Path, Path]:
         return bin_path(self.prefix), manifest_path(self.prefix), idx_path(self.prefix)
 
-    @property
+    @cached_property
     def temporary(self) -> tuple[Path, Path, Path]:
-        tokens, manifest, index = (path.with_name(f"{path.name}.tmp-{os.getpid()}") for path in self.paths)
+        tokens, manifest, index = map(temporary_path, self.paths)
         return tokens, manifest, index
 
 
@@ -77,7 +78,8 @@ def assemble(assemblies: Sequence[Assembly], on_bytes: Callable[[int], object]) 
     try:
         for assembly in assemblies:
             with _disk_errors(assembly.prefix):
-                _remove_left(assembly)
+                for path in assembly.paths:
+                    remove_left(path)
                 _stage(assembly, on_bytes)
         for (
             assembly
@@ -165,15 +167,6 @@ def _publish(assembly: Assembly) -> None:
     output = assembly.output
     if output is not None and output.tokens and assembly.was_read:  # spares training the scan of the ids
         keep_range(bin_path(assembly.prefix), assembly.dtype, output.smallest_id, output.largest_id)
-
-
-def _remove_left(assembly: Assembly) -> None:
-    """Temporary files of processes that were killed while they wrote the same output."""
-    for path in assembly.paths:
-        for left in path.parent.glob(f"{glob.escape(path.name)}.tmp-*"):
-            process = left.name.rpartition("-")[2]
-            if process.isdecimal() and not Path("/proc", process).exists() and Path("/proc/self").exists():
-                left.unlink(missing_ok=True)
 
 
 class _Described:

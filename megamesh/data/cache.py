@@ -81,15 +81,14 @@ def _write(file: IO[bytes], name: str, arrays: Mapping[str, np.ndarray]) -> None
 
 
 def _read(path: Path) -> dict[str, np.ndarray] | None:
-    """The arrays of a file that is whole; None, with a warning unless the file is missing, where it is not."""
-    if not path.is_file():
+    """The arrays of a file that is whole; None where it is not, with a warning, or where there is none."""
+    if not os.path.isfile(path):  # False, too, for a name that is too long
         return None
     try:
-        arrays = _map(path)
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, struct.error) as error:
+        return _map(path)
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, SyntaxError, struct.error) as error:
         log.warning("%s: damaged (%s); building it again", path, error)
         return None
-    return arrays
 
 
 def _map(path: Path) -> dict[str, np.ndarray]:

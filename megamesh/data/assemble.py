@@ -11,7 +11,7 @@ grow with the data. Of several outputs none has its name before all are complete
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -92,7 +92,8 @@ def assemble(assemblies: Sequence[Assembly], on_bytes: Callable[[int], object]) 
     finally:
         for assembly in assemblies:
             for path in assembly.temporary:
-                path.unlink(missing_ok=True)
+                with suppress(OSError):  # a read-only folder refuses even where there is nothing to remove
+                    path.unlink()
 
 
 def check_outputs(prefixes: Sequence[str], sources: Sequence[Stored], overwrite: bool) -> None:
@@ -300,8 +301,8 @@ def _disk_errors(prefix: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(
-            f"{error.filename or prefix}: {error.strerror or error}; the outputs are not complete. Free space there, or choose another "
-            "--output-prefix"
+            f"{error.filename or prefix}: {error.strerror or error}; the outputs are not complete. Free space there or make it "
+            "writable, or choose another --output-prefix"
         ) from error
     except EOFError as error:
         raise DataError(f"{prefix}: an input changed while it was read ({error}); run it again") from error

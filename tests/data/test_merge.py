@@ -207,6 +207,19 @@ def test_a_full_disk_leaves_nothing_and_says_so(tmp_path: Path, monkeypatch: pyt
     assert not list(tmp_path.glob("*.tmp*"))
 
 
+def test_a_read_only_folder_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read-only file system refuses to remove even what does not exist."""
+    write(tmp_path / "a", [[[1, 2]]])
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), "out.bin")
+
+    monkeypatch.setattr(assemble, "_copy_tokens", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(DataError, match=r"out.bin: Read-only file system; .*make it writable, or choose another"):
+        merge_datasets([str(tmp_path / "a")], str(tmp_path / "out"))
+
+
 def test_an_input_that_is_not_its_manifests_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "a", [[[1, 2]], [[3]]])
     describe(tmp_path / "a")

@@ -236,8 +236,16 @@ def test_names_stand_for_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         write(Path(name), [[[1]]])
     assert find_prefixes(["c", "sub"]) == ["c", "sub/a", "sub/b.v1_text_document"]
     assert find_prefixes(["sub/[ab]*", "c.idx"]) == ["sub/a", "sub/b.v1_text_document", "c"]
-    with pytest.raises(DataError, match=r"sub/a is named twice"):
-        find_prefixes(["sub/a.bin", "sub"])
+    resolved_by_the_shell = sorted(map(str, Path("sub").glob("[ab]*")))
+    assert find_prefixes([*resolved_by_the_shell, "c.idx", "c.bin"]) == ["sub/a", "sub/b.v1_text_document", "c"]
+    for twice in (
+        ["sub/a.bin", "sub"],
+        ["sub/a", "sub/a.idx"],
+        ["sub/a.bin", "sub/../sub/a.bin"],
+        ["sub/a.idx", "sub/*.idx"],
+    ):
+        with pytest.raises(DataError, match=r"sub/a is named twice"):
+            find_prefixes(twice)
     with pytest.raises(DataError, match=r"nowhere\*: no dataset there"):
         find_prefixes(["c", "nowhere*"])
 

@@ -77,7 +77,7 @@ class Counts(_Model):
 
 
 class Manifest(_Model):
-    """`outputs` by the pair's name without folder and ending; a merge or a part names what it came from in `made_from`."""
+    """`outputs` by the pair's name without folder and ending; `made_from`: absolute prefixes of what a merge or a part came from."""
 
     manifest: int = VERSION
     outputs: dict[str, Output]

@@ -9,6 +9,7 @@ those of the inputs' manifests, so that damage which an input had is found by th
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ def merge(
         return Manifest(
             outputs={name: written},
             tokenizer=tokenizer,
-            made_from=list(prefixes),
+            made_from=[str(Path(prefix).absolute()) for prefix in prefixes],
             options=options,
             counts=_summed(manifests),
             versions=versions(),

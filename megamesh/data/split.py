@@ -161,7 +161,7 @@ def split(
             return Manifest(
                 outputs={bin_path(name).stem: written},
                 tokenizer=tokenizer,
-                made_from=[prefix],
+                made_from=[str(Path(prefix).absolute())],
                 options=share.options | {"sequences_are_documents": sequences_are_documents},
                 versions=versions(),
             )
@@ -184,7 +184,9 @@ def _check_no_others(prefix: str, output: str, names: Sequence[str]) -> None:
         if path.name in written or not (end in SPLIT_NAMES or re.fullmatch(r"part\d+", end)):
             continue
         found = find_manifest(path.with_suffix(""))
-        if found is not None and found[1].made_from == [prefix]:
+        if found is not None and [idx_path(one).resolve() for one in found[1].made_from] == [
+            idx_path(prefix).resolve()
+        ]:
             raise DataError(
                 f"{path}: is of an earlier split of {prefix}, and these outputs beside it would hold its documents twice; "
                 "remove it, or choose another --output-prefix"

@@ -93,7 +93,7 @@ def test_a_document(capsys: pytest.CaptureFixture[str]) -> None:
             ["long", "--document", "12", "--tokenizer-type", "CharLevelTokenizer", "--vocab-file", "vocab.json"],
             "document 12 has the id 61, but the tokenizer has",
         ),
-        (["long", "--verify-inputs"], "long.json: lists no inputs: it was made from source"),
+        (["long", "--verify-inputs"], "long.json: lists no inputs: it was made from /"),
     ],
 )
 def test_refusals(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:

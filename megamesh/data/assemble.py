@@ -54,12 +54,13 @@ class Span:
 
 @dataclass
 class Assembly:
-    """A new dataset. `spans` can be gone through several times; `describe` makes the manifest of the finished output."""
+    """A new dataset, of tokens or labels. `spans` can be gone through several times; `describe` makes the finished output's manifest."""
 
     prefix: str
     dtype: np.dtype
     spans: Iterable[Span]
     describe: Callable[[Output], Manifest]
+    labels: bool
     output: Output | None = field(default=None, init=False)
     was_read: bool = field(default=False, init=False)  # all tokens passed by, so that their bounds are certain
 
@@ -158,6 +159,7 @@ def _stage(assembly: Assembly, on_bytes: Callable[[int], object]) -> None:
         smallest_id=described.smallest or 0,
         largest_id=described.largest or 0,
         parts=described.parts,
+        labels=assembly.labels,
     )
     write_manifest(manifest, assembly.describe(assembly.output))
 

@@ -152,6 +152,7 @@ def split(
     shares = cut(stored)
     known = known_output(stored)
     tokenizer = None if known is None else known[0].tokenizer
+    labels = known is not None and known[1].labels
     names = [f"{output}_{share.name}" if share.name else output for share in shares]
     check_outputs(names, [stored], overwrite)
     _check_no_others(prefix, output, names)
@@ -166,7 +167,7 @@ def split(
                 versions=versions(),
             )
 
-        return Assembly(name, stored.dtype, _Spans(stored, share.documents), describe)
+        return Assembly(name, stored.dtype, _Spans(stored, share.documents), describe, labels)
 
     assemblies = [assembly(name, share) for name, share in zip(names, shares, strict=True)]
     total = 2 * _bytes_of(stored, shares)  # copied, then read for their digests

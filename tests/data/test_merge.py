@@ -13,8 +13,17 @@ from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder as Mega
 
 from megamesh.data import assemble, stored
 from megamesh.data.indexed import IndexedDataset, IndexedWriter
-from megamesh.data.manifest import Counts, Manifest, manifest_path, read_manifest, tokenizer_facts, write_manifest
+from megamesh.data.manifest import (
+    Counts,
+    Manifest,
+    holds_labels,
+    manifest_path,
+    read_manifest,
+    tokenizer_facts,
+    write_manifest,
+)
 from megamesh.data.merge import merge as merge_datasets
+from megamesh.data.split import by_parts, split
 from megamesh.data.stored import find_prefixes
 from megamesh.data.verification import verify
 from megamesh.errors import DataError
@@ -167,6 +176,33 @@ def test_different_tokenizers_are_refused_unless_allowed(tmp_path: Path) -> None
         merge_datasets(prefixes, str(tmp_path / "merged"))
     merge_datasets(prefixes, str(tmp_path / "merged"), allow_different_tokenizers=True)
     assert read_manifest(tmp_path / "merged.json").tokenizer is None
+
+
+def test_labels_and_tokens_are_merged_apart(tmp_path: Path) -> None:
+    """Refused where manifests tell them apart, whatever their number formats; a merge and a split of labels are labels."""
+    for name, dtype in (("a_text_document", np.uint16), ("b_text_document", np.int32), ("unknown", np.int32)):
+        write(tmp_path / name, [[[1, 2]], [[3]]], dtype)
+    for name in ("a_text_document", "b_text_document"):
+        describe(tmp_path / name)
+    prefixes = [str(tmp_path / f"{name}_label_document") for name in "ab"]
+    for prefix in map(Path, prefixes):
+        write(prefix, [[[-100, 2]], [[3]]], np.int32)
+        describe(prefix)
+        manifest = read_manifest(manifest_path(prefix))
+        marked = {prefix.name: manifest.outputs[prefix.name].model_copy(update={"labels": True})}
+        write_manifest(manifest_path(prefix), manifest.model_copy(update={"outputs": marked}))
+    for name in ("a_text_document", "b_text_document"):
+        with pytest.raises(DataError, match=rf"a_label_document holds labels, but .*{name} tokens; merge them apart"):
+            merge_datasets([prefixes[0], str(tmp_path / name)], str(tmp_path / "merged"))
+    assert not list(tmp_path.glob("merged*"))
+    merge_datasets(prefixes, str(tmp_path / "merged"))
+    split(str(tmp_path / "merged"), str(tmp_path / "merged"), lambda one: by_parts(one, 2))
+    assert all(holds_labels(tmp_path / name) for name in ("merged", "merged_part0", "merged_part1"))
+    merge_datasets(
+        [str(tmp_path / f"{name}_document") for name in ("a_text", "b_text")], str(tmp_path / "text"), widen=True
+    )
+    merge_datasets([str(tmp_path / "b_text_document"), str(tmp_path / "unknown")], str(tmp_path / "more"))
+    assert not holds_labels(tmp_path / "text") and not holds_labels(tmp_path / "more")
 
 
 def test_outputs_that_must_not_be_replaced(tmp_path: Path) -> None:

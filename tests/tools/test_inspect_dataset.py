@@ -67,6 +67,21 @@ def test_token_counts_of_several(capsys: pytest.CaptureFixture[str]) -> None:
     assert sum(one["share"] for one in found["datasets"]) == pytest.approx(1)
 
 
+def test_labels_are_shown_and_counted_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "labels" not in run(capsys, "long", "text")[1]
+    manifest = read_manifest(Path("long.json"))
+    marked = {"long": manifest.outputs["long"].model_copy(update={"labels": True})}
+    write_manifest(Path("long.json"), manifest.model_copy(update={"outputs": marked}))
+    rows = [line.split() for line in run(capsys, "text", "long")[1].splitlines()]
+    assert rows[1][:5] == ["text", "3", "6", "13", "100.0000%"]
+    assert rows[2][:5] == ["long", "13", "13", "101", "labels"]
+    assert rows[3][:6] == ["total", "3", "6", "13", f"{13 / 3:.1f}", "9"]
+    found = json.loads(run(capsys, "text", "long", "--json")[1])
+    assert found["total"]["tokens"] == 13 and [one["labels"] for one in found["datasets"]] == [False, True]
+    assert "  labels     101 (int32)" in run(capsys, "long")[1]
+    assert run(capsys, "long", "--verify")[:2] == (0, "long: all is well\n")
+
+
 def test_a_picture(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "text", "long", "--plot", "lengths.png")[0] == 0
     assert Path("lengths.png").read_bytes()[:4] == b"\x89PNG"

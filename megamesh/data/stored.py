@@ -150,7 +150,9 @@ def find_prefixes(names: Sequence[str]) -> list[str]:
     for name in names:
         prefixes = _prefixes(name)
         if not prefixes:
-            raise DataError(f"{name}: no dataset there; name prefixes of .bin/.idx pairs, folders or patterns of them")
+            raise DataError(
+                f"{name}: no dataset there; name prefixes of .bin/.idx pairs, folders, or patterns in quotes"
+            )
         suffix = Path(name).suffix
         endings = (suffix,) if suffix in ENDINGS and name not in prefixes else ENDINGS
         for prefix in prefixes:

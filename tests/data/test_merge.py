@@ -56,6 +56,12 @@ def describe(prefix: Path, **facts: object) -> None:
     write_manifest(manifest_path(prefix), Manifest(outputs={prefix.name: output}, **facts))  # type: ignore[arg-type]
 
 
+def mark_as_labels(prefix: Path) -> None:
+    manifest = read_manifest(manifest_path(prefix))
+    marked = {prefix.name: manifest.outputs[prefix.name].model_copy(update={"labels": True})}
+    write_manifest(manifest_path(prefix), manifest.model_copy(update={"outputs": marked}))
+
+
 def pair(prefix: Path) -> tuple[bytes, bytes]:
     return Path(f"{prefix}.bin").read_bytes(), Path(f"{prefix}.idx").read_bytes()
 
@@ -188,9 +194,7 @@ def test_labels_and_tokens_are_merged_apart(tmp_path: Path) -> None:
     for prefix in map(Path, prefixes):
         write(prefix, [[[-100, 2]], [[3]]], np.int32)
         describe(prefix)
-        manifest = read_manifest(manifest_path(prefix))
-        marked = {prefix.name: manifest.outputs[prefix.name].model_copy(update={"labels": True})}
-        write_manifest(manifest_path(prefix), manifest.model_copy(update={"outputs": marked}))
+        mark_as_labels(prefix)
     for name in ("a_text_document", "b_text_document"):
         with pytest.raises(DataError, match=rf"a_label_document holds labels, but .*{name} tokens; merge them apart"):
             merge_datasets([prefixes[0], str(tmp_path / name)], str(tmp_path / "merged"))

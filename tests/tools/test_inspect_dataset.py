@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from megamesh.config.sections import TokenizerConfig
@@ -11,6 +12,7 @@ from megamesh.data.manifest import Input, digest_of_file, read_manifest, write_m
 from megamesh.data.merge import merge
 from megamesh.tokenizer import Tokenizer, build_tokenizer
 from tests.data import corpora
+from tests.data.test_merge import mark_as_labels, write
 from tools.inspect_dataset import main
 
 CHARACTERS = list("abcdefgh ")
@@ -69,9 +71,7 @@ def test_token_counts_of_several(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_labels_are_shown_and_counted_apart(capsys: pytest.CaptureFixture[str]) -> None:
     assert "labels" not in run(capsys, "long", "text")[1]
-    manifest = read_manifest(Path("long.json"))
-    marked = {"long": manifest.outputs["long"].model_copy(update={"labels": True})}
-    write_manifest(Path("long.json"), manifest.model_copy(update={"outputs": marked}))
+    mark_as_labels(Path("long"))
     rows = [line.split() for line in run(capsys, "text", "long")[1].splitlines()]
     assert rows[1][:5] == ["text", "3", "6", "13", "100.0000%"]
     assert rows[2][:5] == ["long", "13", "13", "101", "labels"]
@@ -80,6 +80,15 @@ def test_labels_are_shown_and_counted_apart(capsys: pytest.CaptureFixture[str]) 
     assert found["total"]["tokens"] == 13 and [one["labels"] for one in found["datasets"]] == [False, True]
     assert "  labels     101 (int32)" in run(capsys, "long")[1]
     assert run(capsys, "long", "--verify")[:2] == (0, "long: all is well\n")
+
+
+def test_labels_below_zero_are_no_problem(capsys: pytest.CaptureFixture[str]) -> None:
+    write(Path("written"), [[[-100, 7]]], np.int32)
+    merge(["written"], "labels")
+    assert run(capsys, "labels", "--vocab-size", "8")[0] == 1
+    mark_as_labels(Path("labels"))
+    assert run(capsys, "labels", "--vocab-size", "8")[0] == 0
+    assert "token id 7 is outside the vocabulary of 7" in run(capsys, "labels", "--vocab-size", "7")[1]
 
 
 def test_a_picture(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,7 @@
 """Look into datasets (.bin/.idx pairs): what they hold, how long their documents are, and whether they are as they were written.
 
     python tools/inspect_dataset.py data/corpus                          statistics, and a histogram of the documents' lengths
-    python tools/inspect_dataset.py data/books data/web                  token counts of several, their total and their shares
+    python tools/inspect_dataset.py data/books data/web                  token counts of several, total and shares (without labels)
     python tools/inspect_dataset.py data/corpus --plot lengths.png       the histogram as a picture
     python tools/inspect_dataset.py data/corpus --document 12 --ids      one document's token ids
     python tools/inspect_dataset.py data/corpus --document 12 --tokenizer-type HFTokenizer --vocab-file tokenizer.json     its text
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         from megamesh.diagnostics.length_plot import plot_lengths
 
         plot_lengths(found, args.plot)
-    parts = shares([one.tokens for one in found])
+    parts = shares([0 if one.labels else one.tokens for one in found])
     if args.json:
         rows = [asdict(one) | {"share": part} for one, part in zip(found, parts, strict=True)]
         print(json_text({"datasets": rows, "total": totals(found)}))
@@ -101,8 +101,9 @@ def open_one(args: argparse.Namespace, prefix: str) -> Stored:
 
 
 def totals(found: Sequence[Statistics]) -> dict[str, int]:
+    """Of tokens: labels stand beside them, one for each."""
     keys = ("documents", "sequences", "tokens", "bin_bytes", "empty_documents")
-    return {key: sum(getattr(one, key) for one in found) for key in keys}
+    return {key: sum(getattr(one, key) for one in found if not one.labels) for key in keys}
 
 
 def summary_text(found: Statistics) -> str:
@@ -110,7 +111,7 @@ def summary_text(found: Statistics) -> str:
     lengths = [f"shortest {found.shortest:,}", f"mean {found.mean:,.1f}", f"longest {found.longest:,}"]
     rows = {
         "documents": f"{found.documents:,} ({found.empty_documents:,} empty) in {found.sequences:,} sequences",
-        "tokens": f"{found.tokens:,} ({found.dtype})",
+        "labels" if found.labels else "tokens": f"{found.tokens:,} ({found.dtype})",
         "bytes": f"{found.bin_bytes:,} of tokens, {found.idx_bytes:,} of index",
         "lengths": ", ".join(lengths),
         "quantiles": ", ".join(f"{share} {length:,}" for share, length in found.quantiles.items()) or "none",
@@ -135,18 +136,19 @@ def histogram_text(histogram: Sequence[Bin]) -> str:
 
 
 def counts_text(found: Sequence[Statistics], parts: Sequence[float]) -> str:
-    """Several datasets, their total, and each one's share of all tokens."""
+    """Several datasets, their total, and each one's share of all tokens; labels have none and are not in the total."""
     rows: list[tuple[str, ...]] = [
         ("dataset", "documents", "sequences", "tokens", "share", "mean", "longest", "bytes", "ids")
     ]
     for one, part in zip(found, parts, strict=True):
         counts = (one.documents, one.sequences, one.tokens)
         sizes = (f"{one.mean:,.1f}", f"{one.longest:,}", f"{one.bin_bytes:,}", one.dtype)
-        rows.append((one.prefix, *(f"{count:,}" for count in counts), f"{part:.4%}", *sizes))
+        share = "labels" if one.labels else f"{part:.4%}"
+        rows.append((one.prefix, *(f"{count:,}" for count in counts), share, *sizes))
     total = totals(found)
     counts = (total["documents"], total["sequences"], total["tokens"])
     mean = f"{total['tokens'] / max(total['documents'], 1):,.1f}"
-    longest = f"{max(one.longest for one in found):,}"
+    longest = f"{max((one.longest for one in found if not one.labels), default=0):,}"
     rows.append(("total", *(f"{count:,}" for count in counts), "", mean, longest, f"{total['bin_bytes']:,}", ""))
     return aligned(rows)
 

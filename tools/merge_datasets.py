@@ -19,6 +19,9 @@ examples
       python tools/merge_datasets.py --input data/books data/web --output-prefix data/all
   everything in a folder, and what a pattern finds (in quotes), each sorted by name
       python tools/merge_datasets.py --input shards/ 'more/part*_text_document' --output-prefix data/all
+  labels apart from their tokens, each in the same order
+      python tools/merge_datasets.py --input 'chats/*_messages_document' --output-prefix data/chats_messages_document
+      python tools/merge_datasets.py --input 'chats/*_label_document' --output-prefix data/chats_messages_label_document
   as many as you like, one prefix per line
       python tools/merge_datasets.py --input-list shards.txt --output-prefix data/all
 

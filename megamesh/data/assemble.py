@@ -8,12 +8,12 @@ Documents keep their sequences, tokens and order: the bytes are those that one p
 grow with the data. Of several outputs none has its name before all are complete; the .idx is renamed last.
 """
 
-import glob
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,7 @@ from megamesh.data.manifest import (
     write_manifest,
 )
 from megamesh.data.stored import Sections, Stored
+from megamesh.data.temporary import remove_left, temporary_path
 from megamesh.data.token_range import keep_range
 from megamesh.data.writer import write_index
 from megamesh.errors import DataError
@@ -53,12 +54,13 @@ class Span:
 
 @dataclass
 class Assembly:
-    """A new dataset. `spans` can be gone through several times; `describe` makes the manifest of the finished output."""
+    """A new dataset, of tokens or labels. `spans` can be gone through several times; `describe` makes the finished output's manifest."""
 
     prefix: str
     dtype: np.dtype
     spans: Iterable[Span]
     describe: Callable[[Output], Manifest]
+    labels: bool
     output: Output | None = field(default=None, init=False)
     was_read: bool = field(default=False, init=False)  # all tokens passed by, so that their bounds are certain
 
@@ -66,9 +68,9 @@ class Assembly:
     def paths(self) -> tuple[Path, Path, Path]:
         return bin_path(self.prefix), manifest_path(self.prefix), idx_path(self.prefix)
 
-    @property
+    @cached_property
     def temporary(self) -> tuple[Path, Path, Path]:
-        tokens, manifest, index = (path.with_name(f"{path.name}.tmp-{os.getpid()}") for path in self.paths)
+        tokens, manifest, index = map(temporary_path, self.paths)
         return tokens, manifest, index
 
 
@@ -77,7 +79,8 @@ def assemble(assemblies: Sequence[Assembly], on_bytes: Callable[[int], object]) 
     try:
         for assembly in assemblies:
             with _disk_errors(assembly.prefix):
-                _remove_left(assembly)
+                for path in assembly.paths:
+                    remove_left(path)
                 _stage(assembly, on_bytes)
         for (
             assembly
@@ -90,7 +93,8 @@ def assemble(assemblies: Sequence[Assembly], on_bytes: Callable[[int], object]) 
     finally:
         for assembly in assemblies:
             for path in assembly.temporary:
-                path.unlink(missing_ok=True)
+                with suppress(OSError):  # a read-only folder refuses even where there is nothing to remove
+                    path.unlink()
 
 
 def check_outputs(prefixes: Sequence[str], sources: Sequence[Stored], overwrite: bool) -> None:
@@ -155,6 +159,7 @@ def _stage(assembly: Assembly, on_bytes: Callable[[int], object]) -> None:
         smallest_id=described.smallest or 0,
         largest_id=described.largest or 0,
         parts=described.parts,
+        labels=assembly.labels,
     )
     write_manifest(manifest, assembly.describe(assembly.output))
 
@@ -165,15 +170,6 @@ def _publish(assembly: Assembly) -> None:
     output = assembly.output
     if output is not None and output.tokens and assembly.was_read:  # spares training the scan of the ids
         keep_range(bin_path(assembly.prefix), assembly.dtype, output.smallest_id, output.largest_id)
-
-
-def _remove_left(assembly: Assembly) -> None:
-    """Temporary files of processes that were killed while they wrote the same output."""
-    for path in assembly.paths:
-        for left in path.parent.glob(f"{glob.escape(path.name)}.tmp-*"):
-            process = left.name.rpartition("-")[2]
-            if process.isdecimal() and not Path("/proc", process).exists() and Path("/proc/self").exists():
-                left.unlink(missing_ok=True)
 
 
 class _Described:
@@ -307,8 +303,8 @@ def _disk_errors(prefix: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(
-            f"{error.filename or prefix}: {error.strerror or error}; the outputs are not complete. Free space there, or choose another "
-            "--output-prefix"
+            f"{error.filename or prefix}: {error.strerror or error}; the outputs are not complete. Free space there or make it "
+            "writable, or choose another --output-prefix"
         ) from error
     except EOFError as error:
         raise DataError(f"{prefix}: an input changed while it was read ({error}); run it again") from error

@@ -12,14 +12,15 @@ import json
 import logging
 import os
 import struct
-import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from megamesh.data.mapped import map_file, too_many_named
+from megamesh.data.temporary import remove_left, temporary_path
 
 log = logging.getLogger(__name__)
 
@@ -31,23 +32,17 @@ ENDING = ".index"
 
 def replace_file(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Write a file beside its final name and rename it: readers see the old content or the new, never a part."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    temporary = temporary_path(path)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def cached_arrays(stem: Path, build: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -59,6 +54,7 @@ def cached_arrays(stem: Path, build: Callable[[], Mapping[str, np.ndarray]]) -> 
     arrays = {name: np.ascontiguousarray(array) for name, array in build().items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_left(path)
         replace_file(path, lambda file: _write(file, path.name, arrays))
     except OSError as error:
         log.warning(
@@ -86,15 +82,14 @@ def _write(file: IO[bytes], name: str, arrays: Mapping[str, np.ndarray]) -> None
 
 
 def _read(path: Path) -> dict[str, np.ndarray] | None:
-    """The arrays of a file that is whole; None, with a warning unless the file is missing, where it is not."""
-    if not path.is_file():
+    """The arrays of a file that is whole; None where it is not, with a warning, or where there is none."""
+    if not os.path.isfile(path):  # False, too, for a name that is too long
         return None
     try:
-        arrays = _map(path)
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, struct.error) as error:
+        return _map(path)
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, SyntaxError, struct.error) as error:
         log.warning("%s: damaged (%s); building it again", path, error)
         return None
-    return arrays
 
 
 def _map(path: Path) -> dict[str, np.ndarray]:

@@ -36,7 +36,7 @@ class Part(_Model):
 
 
 class Output(_Model):
-    """A .bin/.idx pair; `idx_digest` is the .idx file's."""
+    """A .bin/.idx pair; `idx_digest` is the .idx file's. `labels`: it holds what counts in the loss, beside the tokens of another."""
 
     documents: int
     sequences: int
@@ -47,6 +47,7 @@ class Output(_Model):
     smallest_id: int
     largest_id: int
     parts: list[Part]
+    labels: bool = False
 
 
 class Tokenizer(_Model):
@@ -77,7 +78,7 @@ class Counts(_Model):
 
 
 class Manifest(_Model):
-    """`outputs` by the pair's name without folder and ending; a merge or a part names what it came from in `made_from`."""
+    """`outputs` by the pair's name without folder and ending; `made_from`: absolute prefixes of what a merge or a part came from."""
 
     manifest: int = VERSION
     outputs: dict[str, Output]
@@ -180,6 +181,12 @@ def find_manifest(prefix: str | Path) -> tuple[Path, Manifest] | None:
             if name in manifest.outputs:
                 return path, manifest
     return None
+
+
+def holds_labels(prefix: str | Path) -> bool:
+    """Whether a dataset's manifest says so; False where it has none."""
+    found = find_manifest(prefix)
+    return found is not None and found[1].outputs[Path(prefix).name].labels
 
 
 def tokenizer_disagreement(prefix: str | Path, ours: Tokenizer) -> str | None:

@@ -9,6 +9,7 @@ those of the inputs' manifests, so that damage which an input had is found by th
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,8 +41,9 @@ def merge(
     """
     stored = [open_stored(prefix, sequences_are_documents=sequences_are_documents) for prefix in prefixes]
     check_outputs([output], stored, overwrite)
-    dtype = _common_dtype(stored, widen)
     found = [known_output(one) for one in stored]
+    labels = _are_labels(prefixes, found)
+    dtype = _common_dtype(stored, widen)
     manifests = [None if one is None else one[0] for one in found]
     tokenizer = _common_tokenizer(prefixes, manifests, allow_different_tokenizers)
     spans = [
@@ -55,17 +57,28 @@ def merge(
         return Manifest(
             outputs={name: written},
             tokenizer=tokenizer,
-            made_from=list(prefixes),
+            made_from=[str(Path(prefix).absolute()) for prefix in prefixes],
             options=options,
             counts=_summed(manifests),
             versions=versions(),
         )
 
     total = sum(_work(span, dtype) for span in spans)
-    assembly = Assembly(output, dtype, spans, describe)
+    assembly = Assembly(output, dtype, spans, describe, labels)
     assemble([assembly], lambda done: on_bytes(done, total))
     assert assembly.output is not None, "assemble describes what it wrote"
     return assembly.output
+
+
+def _are_labels(prefixes: Sequence[str], found: Sequence[tuple[Manifest, Output] | None]) -> bool:
+    """Whether the datasets are labels, by those manifests that there are. Raises DataError where only some are."""
+    kinds = {one[1].labels: prefix for prefix, one in zip(prefixes, found, strict=True) if one is not None}
+    if len(kinds) > 1:
+        raise DataError(
+            f"{kinds[True]} holds labels, but {kinds[False]} tokens; merge them apart: one command with '*_text_document', and one with "
+            "'*_label_document' and an --output-prefix of its own"
+        )
+    return True in kinds
 
 
 def _common_dtype(stored: Sequence[Stored], widen: bool) -> np.dtype:

@@ -152,6 +152,7 @@ def split(
     shares = cut(stored)
     known = known_output(stored)
     tokenizer = None if known is None else known[0].tokenizer
+    labels = known is not None and known[1].labels
     names = [f"{output}_{share.name}" if share.name else output for share in shares]
     check_outputs(names, [stored], overwrite)
     _check_no_others(prefix, output, names)
@@ -161,12 +162,12 @@ def split(
             return Manifest(
                 outputs={bin_path(name).stem: written},
                 tokenizer=tokenizer,
-                made_from=[prefix],
+                made_from=[str(Path(prefix).absolute())],
                 options=share.options | {"sequences_are_documents": sequences_are_documents},
                 versions=versions(),
             )
 
-        return Assembly(name, stored.dtype, _Spans(stored, share.documents), describe)
+        return Assembly(name, stored.dtype, _Spans(stored, share.documents), describe, labels)
 
     assemblies = [assembly(name, share) for name, share in zip(names, shares, strict=True)]
     total = 2 * _bytes_of(stored, shares)  # copied, then read for their digests
@@ -184,7 +185,9 @@ def _check_no_others(prefix: str, output: str, names: Sequence[str]) -> None:
         if path.name in written or not (end in SPLIT_NAMES or re.fullmatch(r"part\d+", end)):
             continue
         found = find_manifest(path.with_suffix(""))
-        if found is not None and found[1].made_from == [prefix]:
+        if found is not None and [idx_path(one).resolve() for one in found[1].made_from] == [
+            idx_path(prefix).resolve()
+        ]:
             raise DataError(
                 f"{path}: is of an earlier split of {prefix}, and these outputs beside it would hold its documents twice; "
                 "remove it, or choose another --output-prefix"

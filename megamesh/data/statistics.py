@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from megamesh.data.format import bin_path, idx_path
+from megamesh.data.manifest import holds_labels
 from megamesh.data.stored import Sections, Stored
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -29,9 +30,13 @@ class Bin:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Lengths are tokens per document, 0 where there is none. `quantiles`: "95%" → a length that 95 % of the documents do not exceed."""
+    """Lengths are tokens per document, 0 where there is none. `quantiles`: "95%" → a length that 95 % of the documents do not exceed.
+
+    `labels`: the manifest says that they are labels, and `tokens` counts these.
+    """
 
     prefix: str
+    labels: bool
     dtype: str
     documents: int
     sequences: int
@@ -47,10 +52,11 @@ class Statistics:
 
 
 def statistics(stored: Stored) -> Statistics:
-    """Go through the index of a dataset."""
+    """Go through the index of a dataset. Raises DataError where its manifest is damaged."""
     lengths, counts = _counted_lengths(stored)
     return Statistics(
         prefix=stored.prefix,
+        labels=holds_labels(stored.prefix),
         dtype=stored.dtype.name,
         documents=stored.num_documents,
         sequences=stored.num_sequences,

@@ -142,18 +142,26 @@ def open_stored(prefix: str | Path, *, sequences_are_documents: bool = False) ->
 def find_prefixes(names: Sequence[str]) -> list[str]:
     """Datasets by prefix, by one of their files, by a pattern or by a folder (searched); order as given, within a name by path.
 
-    Raises DataError where a name finds nothing, or a dataset is found twice.
+    A name that ends as one of the files stands for that file of a pair, and all others for both, so that a pattern which the shell
+    resolved names a dataset once. Raises DataError where a name finds nothing, or a file is named twice.
     """
     found: dict[Path, str] = {}
+    named: set[tuple[Path, str]] = set()
     for name in names:
         prefixes = _prefixes(name)
         if not prefixes:
-            raise DataError(f"{name}: no dataset there; name prefixes of .bin/.idx pairs, folders or patterns of them")
+            raise DataError(
+                f"{name}: no dataset there; name prefixes of .bin/.idx pairs, folders, or patterns in quotes"
+            )
+        suffix = Path(name).suffix
+        endings = (suffix,) if suffix in ENDINGS and name not in prefixes else ENDINGS
         for prefix in prefixes:
             place = idx_path(prefix).resolve()
-            if place in found:
+            files = {(place, ending) for ending in endings}
+            if files & named:
                 raise DataError(f"{prefix} is named twice; name every dataset once")
-            found[place] = prefix
+            named |= files
+            found.setdefault(place, prefix)
     return list(found.values())
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from megamesh.data.format import bin_path, idx_path
-from megamesh.data.manifest import CHUNK_BYTES, Input, Manifest, Output, combine, digest, find_manifest
+from megamesh.data.manifest import CHUNK_BYTES, Input, Manifest, Output, combine, digest, find_manifest, holds_labels
 from megamesh.data.stored import Sections, Stored, open_stored
 from megamesh.errors import DataError
 
@@ -71,12 +71,16 @@ def verify(
 
 
 def id_problem(stored: Stored, vocab_size: int) -> Problem | None:
-    """The first token id outside a vocabulary, if there is one."""
+    """The first token id outside a vocabulary, if there is one. Raises DataError where the manifest is damaged.
+
+    Labels are below 0 where nothing counts.
+    """
     path, start = bin_path(stored.prefix), 0
+    smallest = np.iinfo(stored.dtype).min if holds_labels(stored.prefix) else 0
     with path.open("rb") as file:
         while content := file.read(READ_BYTES):
             ids = np.frombuffer(content, stored.dtype, len(content) // stored.dtype.itemsize)
-            outside = np.flatnonzero((ids < 0) | (ids >= vocab_size))
+            outside = np.flatnonzero((ids < smallest) | (ids >= vocab_size))
             if len(outside):
                 begin = start + int(outside[0]) * stored.dtype.itemsize
                 place = (begin, begin + stored.dtype.itemsize)

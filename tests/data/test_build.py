@@ -133,8 +133,10 @@ def test_damaged_cache_is_built_again(tmp_path: Path, caplog: pytest.LogCaptureF
     flipped = [bytearray(whole) for _ in range(60)]
     for i, content in enumerate(flipped):
         content[i if i < 20 else draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
+    strange_type = whole.replace(b'["<i4"', b'["<04"', 1)
+    assert strange_type != whole
     cut = [whole[: draw.randrange(len(whole))] for _ in range(20)]
-    for content in [b"", b"not an index", other, *cut, *flipped]:
+    for content in [b"", b"not an index", other, strange_type, *cut, *flipped]:
         path.write_bytes(content)
         caplog.clear()
         assert samples(make(data).train) == expected
@@ -152,6 +154,15 @@ def test_unwritable_folder_works_from_memory(tmp_path: Path, monkeypatch: pytest
     built = make(DataConfig(data_path=str(tmp_path / "data"), split="1"))
     assert samples(built.train) == slow_samples(documents, 0, S, 30, 1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.bin", "data.idx"]
+
+
+def test_a_name_too_long_for_an_index_works_from_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    prefix = tmp_path / ("x" * 240)
+    documents = corpora.write(prefix, lengths(1))
+    built = make(DataConfig(data_path=str(prefix), split="1"))
+    assert samples(built.train) == slow_samples(documents, 0, S, 30, 1)
+    assert "cannot be kept there (File name too long); it stays in memory" in caplog.text
+    assert not list(tmp_path.glob("*.tmp-*"))
 
 
 def test_caches_can_lie_elsewhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

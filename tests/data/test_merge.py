@@ -13,8 +13,17 @@ from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder as Mega
 
 from megamesh.data import assemble, stored
 from megamesh.data.indexed import IndexedDataset, IndexedWriter
-from megamesh.data.manifest import Counts, Manifest, manifest_path, read_manifest, tokenizer_facts, write_manifest
+from megamesh.data.manifest import (
+    Counts,
+    Manifest,
+    holds_labels,
+    manifest_path,
+    read_manifest,
+    tokenizer_facts,
+    write_manifest,
+)
 from megamesh.data.merge import merge as merge_datasets
+from megamesh.data.split import by_parts, split
 from megamesh.data.stored import find_prefixes
 from megamesh.data.verification import verify
 from megamesh.errors import DataError
@@ -45,6 +54,12 @@ def describe(prefix: Path, **facts: object) -> None:
     copy = manifest_path(f"{prefix}.copy")
     output = read_manifest(copy).outputs[f"{prefix.name}.copy"]
     write_manifest(manifest_path(prefix), Manifest(outputs={prefix.name: output}, **facts))  # type: ignore[arg-type]
+
+
+def mark_as_labels(prefix: Path) -> None:
+    manifest = read_manifest(manifest_path(prefix))
+    marked = {prefix.name: manifest.outputs[prefix.name].model_copy(update={"labels": True})}
+    write_manifest(manifest_path(prefix), manifest.model_copy(update={"outputs": marked}))
 
 
 def pair(prefix: Path) -> tuple[bytes, bytes]:
@@ -169,6 +184,31 @@ def test_different_tokenizers_are_refused_unless_allowed(tmp_path: Path) -> None
     assert read_manifest(tmp_path / "merged.json").tokenizer is None
 
 
+def test_labels_and_tokens_are_merged_apart(tmp_path: Path) -> None:
+    """Refused where manifests tell them apart, whatever their number formats; a merge and a split of labels are labels."""
+    for name, dtype in (("a_text_document", np.uint16), ("b_text_document", np.int32), ("unknown", np.int32)):
+        write(tmp_path / name, [[[1, 2]], [[3]]], dtype)
+    for name in ("a_text_document", "b_text_document"):
+        describe(tmp_path / name)
+    prefixes = [str(tmp_path / f"{name}_label_document") for name in "ab"]
+    for prefix in map(Path, prefixes):
+        write(prefix, [[[-100, 2]], [[3]]], np.int32)
+        describe(prefix)
+        mark_as_labels(prefix)
+    for name in ("a_text_document", "b_text_document"):
+        with pytest.raises(DataError, match=rf"a_label_document holds labels, but .*{name} tokens; merge them apart"):
+            merge_datasets([prefixes[0], str(tmp_path / name)], str(tmp_path / "merged"))
+    assert not list(tmp_path.glob("merged*"))
+    merge_datasets(prefixes, str(tmp_path / "merged"))
+    split(str(tmp_path / "merged"), str(tmp_path / "merged"), lambda one: by_parts(one, 2))
+    assert all(holds_labels(tmp_path / name) for name in ("merged", "merged_part0", "merged_part1"))
+    merge_datasets(
+        [str(tmp_path / f"{name}_document") for name in ("a_text", "b_text")], str(tmp_path / "text"), widen=True
+    )
+    merge_datasets([str(tmp_path / "b_text_document"), str(tmp_path / "unknown")], str(tmp_path / "more"))
+    assert not holds_labels(tmp_path / "text") and not holds_labels(tmp_path / "more")
+
+
 def test_outputs_that_must_not_be_replaced(tmp_path: Path) -> None:
     write(tmp_path / "a", [[[1]]])
     write(tmp_path / "b", [[[2]]])
@@ -207,6 +247,19 @@ def test_a_full_disk_leaves_nothing_and_says_so(tmp_path: Path, monkeypatch: pyt
     assert not list(tmp_path.glob("*.tmp*"))
 
 
+def test_a_read_only_folder_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read-only file system refuses to remove even what does not exist."""
+    write(tmp_path / "a", [[[1, 2]]])
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), "out.bin")
+
+    monkeypatch.setattr(assemble, "_copy_tokens", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(DataError, match=r"out.bin: Read-only file system; .*make it writable, or choose another"):
+        merge_datasets([str(tmp_path / "a")], str(tmp_path / "out"))
+
+
 def test_an_input_that_is_not_its_manifests_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "a", [[[1, 2]], [[3]]])
     describe(tmp_path / "a")
@@ -223,8 +276,16 @@ def test_names_stand_for_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         write(Path(name), [[[1]]])
     assert find_prefixes(["c", "sub"]) == ["c", "sub/a", "sub/b.v1_text_document"]
     assert find_prefixes(["sub/[ab]*", "c.idx"]) == ["sub/a", "sub/b.v1_text_document", "c"]
-    with pytest.raises(DataError, match=r"sub/a is named twice"):
-        find_prefixes(["sub/a.bin", "sub"])
+    resolved_by_the_shell = sorted(map(str, Path("sub").glob("[ab]*")))
+    assert find_prefixes([*resolved_by_the_shell, "c.idx", "c.bin"]) == ["sub/a", "sub/b.v1_text_document", "c"]
+    for twice in (
+        ["sub/a.bin", "sub"],
+        ["sub/a", "sub/a.idx"],
+        ["sub/a.bin", "sub/../sub/a.bin"],
+        ["sub/a.idx", "sub/*.idx"],
+    ):
+        with pytest.raises(DataError, match=r"sub/a is named twice"):
+            find_prefixes(twice)
     with pytest.raises(DataError, match=r"nowhere\*: no dataset there"):
         find_prefixes(["c", "nowhere*"])
 

@@ -10,7 +10,7 @@ import pytest
 
 from megamesh.data import assemble, split, stored
 from megamesh.data.indexed import IndexedDataset
-from megamesh.data.manifest import read_manifest
+from megamesh.data.manifest import read_manifest, write_manifest
 from megamesh.data.merge import merge
 from megamesh.data.split import Drawn, by_parts, by_range, by_shares
 from megamesh.data.splits import split_documents
@@ -137,6 +137,23 @@ def test_parts_of_an_earlier_split_are_not_left_beside_new_ones(source: Path) ->
         split.split(str(source), str(source.parent / "out"), lambda one: by_parts(one, 2), overwrite=True)
     split.split(str(source), str(source.parent / "out"), lambda one: by_parts(one, 4), overwrite=True)
     split.split(str(source), str(source.parent / "out"), lambda one: by_range(one, 0, 9))
+
+
+def test_an_earlier_split_is_known_however_its_data_was_named(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By another way, or from another folder; a manifest that names it relative to the folder in which one works is understood too."""
+    (source.parent / "sub").mkdir()
+    (source.parent / "link.idx").symlink_to(source.with_suffix(".idx"))
+    (source.parent / "link.bin").symlink_to(source.with_suffix(".bin"))
+    out, manifest = str(source.parent / "out"), source.parent / "out_part2.json"
+    monkeypatch.chdir(source.parent)
+    split.split("corpus", out, lambda one: by_parts(one, 3))
+    relative = read_manifest(manifest).model_copy(update={"made_from": ["corpus"]})
+    for folder, prefix in ((".", "./corpus"), ("sub", "../corpus"), (".", "link"), (".", str(source))):
+        monkeypatch.chdir(source.parent / folder)
+        with pytest.raises(DataError, match=r"out_part2.idx: is of an earlier split"):
+            split.split(prefix, out, lambda one: by_parts(one, 2), overwrite=True)
+        if folder == "sub":
+            write_manifest(manifest, relative)
 
 
 def test_a_killed_split_leaves_no_mixture(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from megamesh.config.sections import TokenizerConfig
@@ -11,6 +12,7 @@ from megamesh.data.manifest import Input, digest_of_file, read_manifest, write_m
 from megamesh.data.merge import merge
 from megamesh.tokenizer import Tokenizer, build_tokenizer
 from tests.data import corpora
+from tests.data.test_merge import mark_as_labels, write
 from tools.inspect_dataset import main
 
 CHARACTERS = list("abcdefgh ")
@@ -67,6 +69,28 @@ def test_token_counts_of_several(capsys: pytest.CaptureFixture[str]) -> None:
     assert sum(one["share"] for one in found["datasets"]) == pytest.approx(1)
 
 
+def test_labels_are_shown_and_counted_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "labels" not in run(capsys, "long", "text")[1]
+    mark_as_labels(Path("long"))
+    rows = [line.split() for line in run(capsys, "text", "long")[1].splitlines()]
+    assert rows[1][:5] == ["text", "3", "6", "13", "100.0000%"]
+    assert rows[2][:5] == ["long", "13", "13", "101", "labels"]
+    assert rows[3][:6] == ["total", "3", "6", "13", f"{13 / 3:.1f}", "9"]
+    found = json.loads(run(capsys, "text", "long", "--json")[1])
+    assert found["total"]["tokens"] == 13 and [one["labels"] for one in found["datasets"]] == [False, True]
+    assert "  labels     101 (int32)" in run(capsys, "long")[1]
+    assert run(capsys, "long", "--verify")[:2] == (0, "long: all is well\n")
+
+
+def test_labels_below_zero_are_no_problem(capsys: pytest.CaptureFixture[str]) -> None:
+    write(Path("written"), [[[-100, 7]]], np.int32)
+    merge(["written"], "labels")
+    assert run(capsys, "labels", "--vocab-size", "8")[0] == 1
+    mark_as_labels(Path("labels"))
+    assert run(capsys, "labels", "--vocab-size", "8")[0] == 0
+    assert "token id 7 is outside the vocabulary of 7" in run(capsys, "labels", "--vocab-size", "7")[1]
+
+
 def test_a_picture(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "text", "long", "--plot", "lengths.png")[0] == 0
     assert Path("lengths.png").read_bytes()[:4] == b"\x89PNG"
@@ -93,7 +117,7 @@ def test_a_document(capsys: pytest.CaptureFixture[str]) -> None:
             ["long", "--document", "12", "--tokenizer-type", "CharLevelTokenizer", "--vocab-file", "vocab.json"],
             "document 12 has the id 61, but the tokenizer has",
         ),
-        (["long", "--verify-inputs"], "long.json: lists no inputs: it was made from source"),
+        (["long", "--verify-inputs"], "long.json: lists no inputs: it was made from /"),
     ],
 )
 def test_refusals(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:

@@ -32,11 +32,15 @@ class Engine(Protocol):
 
 
 class Encoder(Protocol):
-    """What preprocessing needs: the tokenizer's facts, the keys that are read, the outputs with their number formats, and the work."""
+    """What preprocessing needs: the tokenizer's facts, the keys that are read, the outputs with their number formats, and the work.
+
+    `labels`: those of the outputs that are labels; the others are tokens.
+    """
 
     tokenizer: Tokenizer
     keys: tuple[str, ...]
     outputs: Mapping[str, np.dtype]
+    labels: tuple[str, ...]
 
     def encode(self, values: Sequence[Sequence[str]]) -> Mapping[str, Column]:
         """`values` has a list per key, one entry per record; each column of the answer has one document per record."""
@@ -59,6 +63,7 @@ class TextEncoder:
         self.tokenizer = tokenizer
         self.keys = tuple(keys)
         self.outputs: Mapping[str, np.dtype] = dict.fromkeys(self.keys, token_dtype(tokenizer.vocab_size))
+        self.labels: tuple[str, ...] = ()
         self._engine = engine
         self._eod_id = eod_id
         self._ftfy = ftfy

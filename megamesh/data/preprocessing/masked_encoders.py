@@ -122,10 +122,8 @@ class MarkEncoder:
     def __init__(self, texts: TextEncoder, mark: str):
         self._mark = parse_pattern(mark, texts.tokenizer.vocab_size)
         self.tokenizer, self.keys = texts.tokenizer, texts.keys
-        self.outputs: Mapping[str, np.dtype] = {
-            **texts.outputs,
-            **{label_output(key): LABEL_DTYPE for key in texts.keys},
-        }
+        self.labels = tuple(map(label_output, texts.keys))
+        self.outputs: Mapping[str, np.dtype] = {**texts.outputs, **dict.fromkeys(self.labels, LABEL_DTYPE)}
         self._texts = texts
 
     def encode(self, values: Sequence[Sequence[str]]) -> dict[str, Column]:
@@ -145,9 +143,10 @@ class SegmentEncoder:
 
     def __init__(self, texts: TextEncoder, mask_keys: Sequence[str], *, eod_id: int | None):
         self.tokenizer, self.keys = texts.tokenizer, texts.keys
+        self.labels: tuple[str, ...] = (label_output(SEGMENTS_OUTPUT),)
         self.outputs: Mapping[str, np.dtype] = {
             SEGMENTS_OUTPUT: token_dtype(texts.tokenizer.vocab_size),
-            label_output(SEGMENTS_OUTPUT): LABEL_DTYPE,
+            **dict.fromkeys(self.labels, LABEL_DTYPE),
         }
         self._texts = texts
         self._masked = [key in mask_keys for key in texts.keys]
@@ -176,8 +175,11 @@ class ChatEncoder:
     def __init__(self, conversations: Conversations, tokenizer: Tokenizer, key: str, *, with_labels: bool):
         self.tokenizer = tokenizer
         self.keys: tuple[str, ...] = (key,)
-        labels = {label_output(key): LABEL_DTYPE} if with_labels else {}
-        self.outputs: Mapping[str, np.dtype] = {key: token_dtype(tokenizer.vocab_size), **labels}
+        self.labels: tuple[str, ...] = (label_output(key),) if with_labels else ()
+        self.outputs: Mapping[str, np.dtype] = {
+            key: token_dtype(tokenizer.vocab_size),
+            **dict.fromkeys(self.labels, LABEL_DTYPE),
+        }
         self._conversations = conversations
 
     def encode(self, values: Sequence[Sequence[Any]]) -> dict[str, Column]:

@@ -20,12 +20,12 @@ from megamesh.data.manifest import (
     Manifest,
     Output,
     Part,
-    Tokenizer,
     combine,
     digest_of_file,
     manifest_path,
     write_manifest,
 )
+from megamesh.data.preprocessing.encoders import Encoder
 from megamesh.data.preprocessing.folder import WorkFolder
 from megamesh.data.preprocessing.shard import Job, Settings, ShardFacts
 from megamesh.data.sources.inputs import InputFile
@@ -78,7 +78,7 @@ def write_manifest_of(
     jobs: Sequence[Job],
     facts: Sequence[ShardFacts],
     names: Mapping[str, np.dtype],
-    tokenizer: Tokenizer,
+    encoder: Encoder,
     settings: Settings,
     inputs: Sequence[InputFile],
     folder: WorkFolder,
@@ -95,10 +95,10 @@ def write_manifest_of(
     )
     manifest = Manifest(
         outputs={
-            name: _output(facts, number, dtype, folder.joined / name)
-            for number, (name, dtype) in enumerate(names.items())
+            name: _output(facts, number, dtype, folder.joined / name, labels=output in encoder.labels)
+            for number, (output, (name, dtype)) in enumerate(zip(encoder.outputs, names.items(), strict=True))
         },
-        tokenizer=tokenizer,
+        tokenizer=encoder.tokenizer,
         inputs=_inputs(inputs, jobs, facts),
         options={**asdict(settings.read), **settings.described},
         counts=counts,
@@ -107,7 +107,7 @@ def write_manifest_of(
     write_manifest(manifest_path(folder.joined / folder.prefix.name), manifest)
 
 
-def _output(facts: Sequence[ShardFacts], number: int, dtype: np.dtype, prefix: Path) -> Output:
+def _output(facts: Sequence[ShardFacts], number: int, dtype: np.dtype, prefix: Path, *, labels: bool) -> Output:
     found = [fact.outputs[number] for fact in facts]
     documents = sum(fact.documents for fact in facts)
     filled = [output for output in found if output.tokens]
@@ -121,6 +121,7 @@ def _output(facts: Sequence[ShardFacts], number: int, dtype: np.dtype, prefix: P
         smallest_id=min((output.smallest_id for output in filled), default=0),
         largest_id=max((output.largest_id for output in filled), default=0),
         parts=[Part(num_bytes=output.num_bytes, digest=output.digest) for output in filled],
+        labels=labels,
     )
 
 

@@ -10,7 +10,7 @@ is found again by the next one with the same inputs and options.
 import heapq
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +43,7 @@ COMPLETE_IS_CHEAPER = 20  # a complete shard is read once more, not encoded
 
 @dataclass(frozen=True)
 class Summary:
-    """What was written: prefixes of the outputs, their documents and tokens, and what of the input is not in them."""
+    """What was written: prefixes of the outputs, their documents and tokens (not labels), and what of the input is not in them."""
 
     prefixes: list[str]
     num_documents: int
@@ -137,7 +137,7 @@ def preprocess(
         if ranks.rank == 0:
             write_indexes(plan, facts, names, folder)
             write_report(plan, facts, folder)
-            write_manifest_of(plan, facts, names, encoder.tokenizer, settings, inputs, folder)
+            write_manifest_of(plan, facts, names, encoder, settings, inputs, folder)
             folder.publish(_digest(plan), outdated=report_path(prefix))
             _keep_ranges(prefix, facts, names)
         ranks.barrier()
@@ -159,15 +159,16 @@ def _digest(plan: Sequence[Job]) -> str:
     return digest("".join(job.identity for job in plan).encode())
 
 
-def _summary(prefix: str | Path, names: Iterable[str]) -> Summary:
+def _summary(prefix: str | Path, names: Collection[str]) -> Summary:
     """Read from the manifest, so that it says what is on the disk."""
     manifest = read_manifest(manifest_path(prefix))
     counts = manifest.counts
     assert counts is not None, "the manifest of a run has counts"
+    outputs = [manifest.outputs[name] for name in names]
     return Summary(
         [str(Path(prefix).parent / name) for name in names],
         counts.documents,
-        sum(manifest.outputs[name].tokens for name in names),
+        sum(output.tokens for output in outputs if not output.labels),
         counts.empty,
         dict(counts.skipped),
         report_path(prefix) if counts.skipped else None,

@@ -114,7 +114,9 @@ def do_shard(job: Job, encoder: Encoder, settings: Settings, folder: WorkFolder,
     """
     found = find_shard(job, settings, folder, len(encoder.outputs))
     if found is not None:
-        progress(job.shard.num_bytes, found.documents, sum(output.tokens for output in found.outputs))
+        outputs = zip(encoder.outputs, found.outputs, strict=True)
+        num_tokens = sum(output.tokens for name, output in outputs if name not in encoder.labels)
+        progress(job.shard.num_bytes, found.documents, num_tokens)
         return found
     with _ShardFiles(job, encoder.outputs, folder) as files:
         for records in read_shard(job.shard, settings.read):
@@ -124,7 +126,8 @@ def do_shard(job: Job, encoder: Encoder, settings: Settings, folder: WorkFolder,
             columns = encoder.encode(values)
             for number, (name, dtype) in enumerate(encoder.outputs.items()):
                 files.write(number, columns[name], dtype, len(values[0]))
-            progress(records.num_bytes, len(values[0]), sum(len(column.ids) for column in columns.values()))
+            num_tokens = sum(len(column.ids) for name, column in columns.items() if name not in encoder.labels)
+            progress(records.num_bytes, len(values[0]), num_tokens)
         return files.complete()
 
 

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from megamesh.data.indexed import IndexedDataset
 from megamesh.data.labels import num_counted_labels, open_labels
 from megamesh.data.manifest import read_manifest
+from megamesh.data.preprocessing.folder import WorkFolder
 from tests.data.preprocessing.corpora import make_texts, train_vocabulary
 from tools.preprocess_data import main
 
@@ -170,6 +171,46 @@ def test_everything_or_only_the_end_is_counted(run: Run, tokenizer: Tokenizer, t
     assert not (tmp_path / "out_messages_label_document.bin").exists()
     whole = IndexedDataset(tmp_path / "out_messages_document")
     assert [whole.get(i).tolist() for i in range(len(whole))] == tokens
+
+
+@pytest.mark.parametrize(
+    ("flags", "labels"),
+    [
+        ("--jsonl-keys a a_label", []),
+        ("--jsonl-keys a b --mask-before-token 1", ["a_label", "b_label"]),
+        ("--segment-keys a b --mask-keys a", ["text_label"]),
+        ("--chat-key chat", ["chat_label"]),
+        ("--chat-key chat --no-mask", []),
+    ],
+)
+def test_labels_are_marked_and_are_not_counted_as_tokens(
+    run: Run,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    flags: str,
+    labels: list[str],
+) -> None:
+    """In the manifest, in the summary and in the progress, of which the last line stands there twice: shards encoded, and found again."""
+    (tmp_path / "chat.jinja").write_text(TURNS)
+    records = [
+        {"a": a, "b": b, "a_label": b, "chat": chat}
+        for a, b, chat in zip(make_texts(3), make_texts(4), conversations(), strict=False)
+    ]
+    words = flags.split() + (["--chat-template", str(tmp_path / "chat.jinja")] if "--chat-key" in flags else [])
+    with monkeypatch.context() as patch:
+        patch.setattr(WorkFolder, "publish", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(records, *words)
+    assert run(records, *words) == 0
+    outputs = read_manifest(tmp_path / "out.json").outputs
+    assert [name for name, output in outputs.items() if output.labels] == [f"out_{name}_document" for name in labels]
+    tokens = sum(
+        len(np.fromfile(tmp_path / f"{name}.bin", "<u2")) for name, output in outputs.items() if not output.labels
+    )
+    found = capsys.readouterr()
+    assert f"documents, {tokens:,} tokens, " in found.out
+    assert found.err.count(f"documents, {tokens:,} tokens, ") == 2
 
 
 def test_malformed_conversations_are_bad_records(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

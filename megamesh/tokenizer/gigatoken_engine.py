@@ -29,7 +29,7 @@ from megamesh.tokenizer.tiktoken_ranks import TiktokenTokenizer
 
 CACHE_BYTES = 96 << 20  # some hundred thousand words
 _ASCII = bytes(range(128))
-_BEFORE_LINES = re.compile(r"(?<=\n)(?=[^\W\d_])")
+_BEFORE_LINES = re.compile(r"(?<=\n)(?=[^\W_])")
 _LINE_ENDS = (
     "word",
     "x.",
@@ -51,7 +51,7 @@ _LINE_ENDS = (
     "a\n\n",
     "🙂",
 )
-_LINE_STARTS = ("a", "The", "s", "ll x", "t", "é", "漢字", "Ω1", "ﬁ", "The quick brown fox, 12 dogs. " * 5)
+_LINE_STARTS = ("a", "The", "s", "ll x", "t", "1", "12345;x", "½", "é", "漢字", "Ω1", "ﬁ", "The quick brown fox, 12 dogs. " * 5)
 
 
 class GigatokenEngine:
@@ -119,7 +119,7 @@ class GigatokenEngine:
 
 
 def lines_are_apart(reference: BackendTokenizer | TiktokenTokenizer) -> bool:
-    """Whether a line that begins with a letter is encoded by itself as it is after other lines; found out by trying."""
+    """Whether a line that begins with a letter or a digit is encoded by itself as it is after other lines; found out by trying."""
     if any("\n" in name for name in reference.special_names):
         return False
     starts = {start: reference.encode(start) for start in _LINE_STARTS}

@@ -51,7 +51,21 @@ _LINE_ENDS = (
     "a\n\n",
     "🙂",
 )
-_LINE_STARTS = ("a", "The", "s", "ll x", "t", "1", "12345;x", "½", "é", "漢字", "Ω1", "ﬁ", "The quick brown fox, 12 dogs. " * 5)
+_LINE_STARTS = (
+    "a",
+    "The",
+    "s",
+    "ll x",
+    "t",
+    "1",
+    "12345;x",
+    "½",
+    "é",
+    "漢字",
+    "Ω1",
+    "ﬁ",
+    "The quick brown fox, 12 dogs. " * 5,
+)
 
 
 class GigatokenEngine:

@@ -26,6 +26,7 @@ from megamesh.data.manifest import (
     manifest_path,
     write_manifest,
 )
+from megamesh.data.own_files import report_path
 from megamesh.data.preprocessing.folder import WorkFolder
 from megamesh.data.preprocessing.shard import Job, Settings, ShardFacts
 from megamesh.data.sources.inputs import InputFile
@@ -43,10 +44,6 @@ PACKAGES = (
     "zstandard",
     "ftfy",
 )
-
-
-def report_path(prefix: str | Path) -> Path:
-    return Path(f"{prefix}.skipped.jsonl")
 
 
 def write_report(jobs: Sequence[Job], facts: Sequence[ShardFacts], folder: WorkFolder) -> None:

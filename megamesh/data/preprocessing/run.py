@@ -20,16 +20,18 @@ import numpy as np
 
 from megamesh.data.format import bin_path, check_prefix, idx_path
 from megamesh.data.manifest import digest, is_manifest, manifest_path, read_manifest
+from megamesh.data.own_files import is_report, report_path
 from megamesh.data.preprocessing.encoders import Encoder
 from megamesh.data.preprocessing.folder import PUBLISHING, WorkFolder
 from megamesh.data.preprocessing.join import Joiner, make_targets, write_indexes
 from megamesh.data.preprocessing.pool import Pool
 from megamesh.data.preprocessing.progress import Counters
 from megamesh.data.preprocessing.ranks import OneProcess, Ranks
-from megamesh.data.preprocessing.records import report_path, write_manifest_of, write_report
+from megamesh.data.preprocessing.records import write_manifest_of, write_report
 from megamesh.data.preprocessing.shard import Job, Settings, ShardFacts, do_shard, make_jobs
 from megamesh.data.sources.inputs import InputFile
 from megamesh.data.sources.shards import cut_into_shards
+from megamesh.data.token_range import ENDING as TOKEN_RANGE
 from megamesh.data.token_range import keep_range
 from megamesh.errors import DataError
 
@@ -104,9 +106,10 @@ def preprocess(
         plan: list[Job] = []
         finished = False
         if ranks.rank == 0:
-            _check_outputs(prefix, list(names), inputs, overwrite)
+            _check_outputs(prefix, list(names), overwrite)
+            _check_inputs(prefix, list(names), inputs)
             stack.enter_context(folder.locked())
-            _check_outputs(prefix, list(names), inputs, overwrite)  # another run may have ended while this one waited
+            _check_outputs(prefix, list(names), overwrite)  # another run may have ended while this one waited
             shards = cut_into_shards(inputs, _shard_bytes(inputs), settings.read.separator)
             plan = make_jobs(shards, encoder.tokenizer.digest, settings)
             finished = _finish_publication(plan, prefix, folder)
@@ -188,23 +191,39 @@ def _check_names(prefix: str | Path, outputs: Iterable[str]) -> None:
             )
 
 
-def _check_outputs(prefix: str | Path, names: Sequence[str], inputs: Sequence[InputFile], overwrite: bool) -> None:
+def _check_outputs(prefix: str | Path, names: Sequence[str], overwrite: bool) -> None:
     """Raise DataError where an output exists, unless it may be overwritten; what is no output of ours never may."""
-    parent, manifest = Path(prefix).parent, manifest_path(prefix)
+    parent, manifest, report = Path(prefix).parent, manifest_path(prefix), report_path(prefix)
     if not parent.is_dir():
         raise DataError(f"{parent}: the folder of --output-prefix does not exist; create it")
     if (WorkFolder(prefix).path / PUBLISHING).exists():
         return  # complete, and about to be given these names
-    paths = [path for name in names for path in (bin_path(parent / name), idx_path(parent / name))]
-    existing = [path for path in [*paths, manifest] if path.exists()]
+    existing = [path for path in [*_pairs(prefix, names), manifest] if path.exists()]
     if existing and not overwrite:
         raise DataError(f"{existing[0]}: exists; choose another --output-prefix or add --overwrite")
-    if manifest.exists() and (
-        not is_manifest(manifest) or manifest.resolve() in {file.path.resolve() for file in inputs}
-    ):
-        raise DataError(
-            f"{manifest}: is needed for the manifest, but is a file of another kind; choose another --output-prefix"
-        )
+    for path, is_ours, what in ((manifest, is_manifest, "manifest"), (report, is_report, "report of bad records")):
+        if path.exists() and not is_ours(path):
+            raise DataError(
+                f"{path}: is needed for the {what}, but is a file of another kind; choose another --output-prefix"
+            )
+
+
+def _check_inputs(prefix: str | Path, names: Sequence[str], inputs: Sequence[InputFile]) -> None:
+    """Raise DataError where an input is a file that the run writes, replaces or removes."""
+    ranges = [Path(prefix).with_name(f"{name}{TOKEN_RANGE}") for name in names]
+    written = [*_pairs(prefix, names), *ranges, manifest_path(prefix), report_path(prefix), WorkFolder(prefix).path]
+    places = {path.resolve() for path in written}
+    for file in inputs:
+        place = file.path.resolve()
+        if not places.isdisjoint((place, *place.parents)):
+            raise DataError(
+                f"{file.path}: is an input, and a run would replace or remove it; choose another --output-prefix"
+            )
+
+
+def _pairs(prefix: str | Path, names: Sequence[str]) -> list[Path]:
+    parent = Path(prefix).parent
+    return [path for name in names for path in (bin_path(parent / name), idx_path(parent / name))]
 
 
 def _check_shared(folder: WorkFolder, ranks: Ranks) -> None:

@@ -5,13 +5,11 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing import parent_process
-from pathlib import Path
 from typing import get_args
-
-from tqdm import tqdm
 
 from megamesh.arguments import from_one
 from megamesh.command import run_command
@@ -22,9 +20,10 @@ from megamesh.data.preprocessing.encoders import Encoder, TextEncoder
 from megamesh.data.preprocessing.masked_encoders import ChatEncoder, Masking, masked_encoder
 from megamesh.data.preprocessing.progress import Display
 from megamesh.data.preprocessing.ranks import MpiRanks, OneProcess, Ranks
+from megamesh.data.preprocessing.spool import Spool
 from megamesh.data.sources.inputs import InputFile, find_inputs
 from megamesh.data.sources.records import ReadOptions
-from megamesh.errors import ConfigError, DataError
+from megamesh.errors import ConfigError
 from megamesh.launch import read_launch
 from megamesh.tokenizer import build_tokenizer, tokenizer_identity
 from megamesh.tokenizer.chat import ChatOptions, ChatTemplate, ConversationEncoder, load_chat_template
@@ -216,7 +215,6 @@ def run(args: argparse.Namespace, ranks: Ranks) -> None:
         skip_bad=args.on_bad_line == "skip",
     )
     started = time.monotonic()
-    inputs = _find_inputs(args) if ranks.rank == 0 else []
     show = partial(
         Display,
         name="tokenizing" if ranks.size == 1 else f"rank {ranks.rank}",
@@ -225,19 +223,19 @@ def run(args: argparse.Namespace, ranks: Ranks) -> None:
         bar=ranks.size == 1,
         write=say,
     )
-    summary = preprocess(
-        inputs,
-        args.output_prefix,
-        make_encoder,
-        settings,
-        workers=args.workers,
-        overwrite=args.overwrite,
-        ranks=ranks,
-        show=show,
-    )
+    with input_files(args) as find:
+        summary = preprocess(
+            find,
+            args.output_prefix,
+            make_encoder,
+            settings,
+            workers=args.workers,
+            overwrite=args.overwrite,
+            ranks=ranks,
+            show=show,
+        )
     if ranks.rank == 0:
-        _spool_path(args).unlink(missing_ok=True)
-        print(described(summary, sum(file.num_bytes for file in inputs), time.monotonic() - started))
+        print(described(summary, time.monotonic() - started))
 
 
 def say(line: str) -> None:
@@ -245,41 +243,41 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def described(summary: Summary, num_bytes: int, seconds: float) -> str:
+def described(summary: Summary, seconds: float) -> str:
     """What was done, for people."""
     left_out = [f"{summary.num_empty:,} empty"] if summary.num_empty else []
     left_out += [f"{count:,} {reason}" for reason, count in summary.skipped.items()]
     lines = [
-        f"{summary.num_documents:,} documents, {summary.num_tokens:,} tokens, {num_bytes / seconds / 1e6:,.1f} MB/s of input"
+        f"{summary.num_documents:,} documents, {summary.num_tokens:,} tokens, {summary.num_input_bytes / seconds / 1e6:,.1f} MB/s of input"
         + (f"; left out: {', '.join(left_out)}" if left_out else ""),
         *(f"wrote {prefix}.bin and {prefix}.idx" for prefix in summary.prefixes),
     ]
     return "\n".join([*lines, *([f"bad records are listed in {summary.report}"] if summary.report else [])])
 
 
-def _find_inputs(args: argparse.Namespace) -> list[InputFile]:
+@contextmanager
+def input_files(args: argparse.Namespace) -> Iterator[Callable[[], list[InputFile]]]:
+    """What finds the input. Standard input is kept in a file until the work inside is done."""
     if args.input != [STANDARD_INPUT]:
-        return find_inputs(args.input)
-    return find_inputs([str(_spool(_spool_path(args)))])
+        yield partial(find_inputs, args.input)
+        return
+    spool = Spool(args.output_prefix, args.stdin_format)
 
+    def find() -> list[InputFile]:
+        spool.fill(sys.stdin.buffer)
+        say(
+            f"standard input is in {spool.path}; if this run is interrupted, continue with --input {spool.path} "
+            "(which does not remove the file)"
+        )
+        return find_inputs([str(spool.path)])
 
-def _spool_path(args: argparse.Namespace) -> Path:
-    return Path(f"{args.output_prefix}.stdin.{args.stdin_format}")
-
-
-def _spool(path: Path) -> Path:
-    """Bring standard input to the disk, where it can be cut into shards and read again after an interruption."""
     try:
-        with (
-            path.open("wb") as file,
-            tqdm(unit="B", unit_scale=True, desc="reading standard input", disable=None) as bar,
-        ):
-            while block := sys.stdin.buffer.read(1 << 20):
-                bar.update(file.write(block))
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; standard input is kept there while it is tokenized") from error
-    say(f"standard input is in {path}; if this run is interrupted, continue with --input {path}")
-    return path
+        yield find
+    except BaseException:
+        if spool.is_ours:
+            say(f"standard input is kept in {spool.path}; continue with --input {spool.path}")
+        raise
+    spool.remove()
 
 
 def build_encoder(

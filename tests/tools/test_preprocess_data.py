@@ -1,5 +1,6 @@
 """tools/preprocess_data.py end to end: ids equal the tokenizer's, output equal at any number of workers, bad input named."""
 
+import io
 import json
 import random
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 
 from megamesh.config.sections import TokenizerConfig
 from megamesh.data.indexed import IndexedDataset
+from megamesh.data.preprocessing.spool import Spool
 from megamesh.tokenizer import Tokenizer, build_tokenizer, train
 from tools.preprocess_data import main
 
@@ -111,6 +113,61 @@ def test_standard_input_is_a_corpus(corpus: Path, vocabulary: Path) -> None:
         found, expected = (corpus.parent / f"{name}_text_document.{suffix}" for name in ("out", "expected"))
         assert found.read_bytes() == expected.read_bytes()
     assert not list(corpus.parent.glob("out.stdin*"))
+
+
+def from_standard_input(words: list[str], content: bytes) -> subprocess.CompletedProcess[str]:
+    tool = [sys.executable, str(Path(__file__).parents[2] / "tools" / "preprocess_data.py")]
+    words = [*tool, "--input", "-", *words[2:]]
+    result = subprocess.run(words, input=content, capture_output=True, check=False)
+    return subprocess.CompletedProcess(words, result.returncode, result.stdout.decode(), result.stderr.decode())
+
+
+def test_standard_input_never_replaces_a_file(corpus: Path, vocabulary: Path) -> None:
+    """Nor does any run remove one that it has not made."""
+    kept = corpus.parent / "out.stdin.jsonl"
+    kept.write_text('{"text": "mine"}\n')
+    words = arguments(corpus, vocabulary, "out")
+    result = from_standard_input(words, corpus.read_bytes())
+    assert result.returncode == 1
+    assert f"holds the standard input of an earlier run; continue with --input {kept}, or remove it" in result.stderr
+    assert main(words) == 0
+    assert main(["--input", str(kept), *words[2:], "--overwrite"]) == 0
+    assert kept.read_text() == '{"text": "mine"}\n'
+
+
+def test_standard_input_is_kept_where_the_run_fails(corpus: Path, vocabulary: Path) -> None:
+    words, content = arguments(corpus, vocabulary, "out"), corpus.read_bytes() + b"\n[1]"
+    result = from_standard_input(words, content)
+    kept = corpus.parent / "out.stdin.jsonl"
+    assert result.returncode == 1
+    *_, how, error = result.stderr.splitlines()
+    assert how == f"standard input is kept in {kept}; continue with --input {kept}"
+    assert error.startswith(f"error: {kept}:403: ")
+    assert kept.read_bytes() == content
+
+
+def test_standard_input_is_not_read_where_the_outputs_cannot_be_written(corpus: Path, vocabulary: Path) -> None:
+    (corpus.parent / "out.json").write_text("{}")
+    result = from_standard_input(arguments(corpus, vocabulary, "out"), corpus.read_bytes())
+    assert result.returncode == 1 and "out.json: exists" in result.stderr
+    assert not list(corpus.parent.glob("*out.stdin*"))
+
+
+def test_a_killed_stream_is_not_taken_for_a_whole_one(tmp_path: Path) -> None:
+    class KilledError(Exception):
+        pass
+
+    class Stream(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            if self.tell() > 1 << 20:
+                assert not list(tmp_path.glob("out*"))
+                raise KilledError
+            return super().read(size)
+
+    spool = Spool(tmp_path / "out", "txt")
+    with pytest.raises(KilledError):
+        spool.fill(Stream(bytes(3 << 20)))
+    assert not list(tmp_path.iterdir())
 
 
 def test_documents_of_a_text_file_are_cut_at_the_separator(

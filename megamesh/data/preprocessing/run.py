@@ -1,6 +1,6 @@
 """The order of the steps.
 
-    rank 0: outputs checked, folder locked, shards cut ─▶ every rank: its shards ─▶ facts of all shards, on every rank
+    rank 0: outputs checked, inputs found, folder locked, shards cut ─▶ every rank: its shards ─▶ facts of all shards, on every rank
     ─▶ every rank: its pieces copied into the final files ─▶ rank 0: indexes, report, manifest, names
 
 Outputs appear under their final names when all of them are complete. What is complete of a run that was killed, or stopped at a bad record,
@@ -47,6 +47,7 @@ COMPLETE_IS_CHEAPER = 20  # a complete shard is read once more, not encoded
 class Summary:
     """What was written: prefixes of the outputs, their documents and tokens, and what of the input is not in them."""
 
+    num_input_bytes: int
     prefixes: list[str]
     num_documents: int
     num_tokens: int
@@ -80,7 +81,7 @@ def output_prefix(prefix: str | Path, name: str) -> str:
 
 
 def preprocess(
-    inputs: Sequence[InputFile],
+    find_inputs: Callable[[], Sequence[InputFile]],
     prefix: str | Path,
     make_encoder: Callable[[], Encoder],
     settings: Settings,
@@ -93,7 +94,7 @@ def preprocess(
     """Tokenize files into `<prefix>_<output>_document.bin/.idx`, with a manifest `<prefix>.json`.
 
     `make_encoder` is called in this process and, under MPI with several workers, in each of them (then it must be picklable). All ranks of
-    a job call this alike; `inputs` are rank 0's. `show` gets what is counted and the bytes that this rank has to do, and is entered while
+    a job call this alike; rank 0 finds the inputs, when it is known that outputs can be written. `show` gets what is counted and the bytes that this rank has to do, and is entered while
     shards are encoded. Raises DataError: a bad record with its place, damaged input, existing or unwritable outputs.
     """
     ranks, counters = ranks or OneProcess(), Counters()
@@ -104,9 +105,11 @@ def preprocess(
     with ExitStack() as stack:
         stack.enter_context(_disk_errors_named(folder))
         plan: list[Job] = []
+        inputs: Sequence[InputFile] = ()
         finished = False
         if ranks.rank == 0:
             _check_outputs(prefix, list(names), overwrite)
+            inputs = find_inputs()
             _check_inputs(prefix, list(names), inputs)
             stack.enter_context(folder.locked())
             _check_outputs(prefix, list(names), overwrite)  # another run may have ended while this one waited
@@ -168,6 +171,7 @@ def _summary(prefix: str | Path, names: Iterable[str]) -> Summary:
     counts = manifest.counts
     assert counts is not None, "the manifest of a run has counts"
     return Summary(
+        sum(file.bytes for file in manifest.inputs),
         [str(Path(prefix).parent / name) for name in names],
         counts.documents,
         sum(manifest.outputs[name].tokens for name in names),

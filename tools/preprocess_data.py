@@ -46,7 +46,8 @@ examples
       python tools/preprocess_data.py --input chats.jsonl --chat-key messages --tokenizer-type HFTokenizer \\
           --vocab-file model/tokenizer.json --output-prefix data/chat
 
-what is read (by the ending of the name; folders are searched, patterns like 'data/*.jsonl.zst' work in quotes)
+what is read (by the ending of the name; folders are searched, patterns like 'data/*.jsonl.zst' work in quotes; what preprocessing wrote
+there, such as manifests, is left out of both)
   .jsonl .ndjson .json     one JSON object per line, text under --jsonl-keys
   .txt                     one document per file, or pieces between --document-separator
   .parquet .pq .arrow      columns named by --jsonl-keys; also folders written by datasets' save_to_disk

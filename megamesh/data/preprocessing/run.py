@@ -94,8 +94,9 @@ def preprocess(
     """Tokenize files into `<prefix>_<output>_document.bin/.idx`, with a manifest `<prefix>.json`.
 
     `make_encoder` is called in this process and, under MPI with several workers, in each of them (then it must be picklable). All ranks of
-    a job call this alike; rank 0 finds the inputs, when it is known that outputs can be written. `show` gets what is counted and the bytes that this rank has to do, and is entered while
-    shards are encoded. Raises DataError: a bad record with its place, damaged input, existing or unwritable outputs.
+    a job call this alike; rank 0 finds the inputs, when it is known that outputs may be written. `show` gets what is counted and the bytes
+    that this rank has to do, and is entered while shards are encoded. Raises DataError: a bad record with its place, damaged input,
+    existing or unwritable outputs.
     """
     ranks, counters = ranks or OneProcess(), Counters()
     folder = WorkFolder(prefix)

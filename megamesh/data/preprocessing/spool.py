@@ -12,6 +12,7 @@ from typing import IO
 from tqdm import tqdm
 
 from megamesh.data.cache import replace_file
+from megamesh.data.own_files import spool_path
 from megamesh.errors import DataError
 
 BLOCK_BYTES = 1 << 20
@@ -21,7 +22,7 @@ class Spool:
     """A stream's file; `is_ours` when this process has made it."""
 
     def __init__(self, prefix: str | Path, kind: str):
-        self.path = Path(f"{prefix}.stdin.{kind}")
+        self.path = spool_path(prefix, kind)
         self.is_ours = False
 
     def fill(self, stream: IO[bytes]) -> None:

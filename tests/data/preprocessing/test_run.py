@@ -249,6 +249,24 @@ def test_the_report_of_an_earlier_run_does_not_stay(folder: Path, tmp_path: Path
         assert (tmp_path / "out.skipped.jsonl").exists() == is_bad
 
 
+@pytest.mark.usefixtures("small_shards")
+@pytest.mark.parametrize("pattern", ["", "*", "**/*.json*"])
+def test_a_run_inside_its_input_folder_reads_nothing_of_its_own(
+    folder: Path, tmp_path: Path, texts: list[str], pattern: str
+) -> None:
+    """Continued after a kill, and done again with --overwrite."""
+    (tmp_path / "a.jsonl").write_bytes(corpora.lines(texts).replace(b"   \n", b"[1]\n[2]\n"))
+    words = arguments(tmp_path, pattern, tmp_path / "out", "--on-bad-line", "skip")
+    words[5] = str(folder / "tokenizer.json")
+    assert die_at_rename(40, words) == -signal.SIGKILL
+    assert list((tmp_path / "out.unfinished").glob("*.json"))
+    for more in ([], ["--overwrite"]):
+        assert main([*words, *more]) == 0
+        assert_equal(tmp_path / "out", folder / "expected")
+        assert [Path(entry.path).name for entry in read_manifest(tmp_path / "out.json").inputs] == ["a.jsonl"]
+        assert (tmp_path / "out.skipped.jsonl").exists()
+
+
 def test_a_run_that_is_over_is_not_done_again(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = arguments(folder, "part*.jsonl", tmp_path / "out")
     assert main(words) == 0

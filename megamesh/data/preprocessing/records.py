@@ -24,6 +24,7 @@ from megamesh.data.manifest import (
     combine,
     digest_of_file,
     manifest_path,
+    name_as_text,
     write_manifest,
 )
 from megamesh.data.own_files import report_path
@@ -126,7 +127,7 @@ def _inputs(inputs: Sequence[InputFile], jobs: Sequence[Job], facts: Sequence[Sh
     for job, fact in zip(jobs, facts, strict=True):
         chunks.setdefault(job.shard.file.path, []).extend(fact.input_chunks)
     return [
-        Input(path=str(file.path.absolute()), bytes=file.num_bytes, digest=combine(chunks.get(file.path, [])))
+        Input(path=name_as_text(file.path.absolute()), bytes=file.num_bytes, digest=combine(chunks.get(file.path, [])))
         for file in inputs
     ]
 

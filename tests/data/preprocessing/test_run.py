@@ -383,6 +383,22 @@ def test_a_run_that_stopped_continues_after_the_mend(
     assert_equal(tmp_path / "out", folder / "expected")
 
 
+def test_names_that_are_not_utf_8_are_escaped(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the manifest and the report; an output cannot have such a name."""
+    odd = os.fsdecode(b"a\xe9.jsonl")
+    (tmp_path / odd).write_bytes(b'{"text": "a"}\n{"text": 5}\n')
+    words = arguments(tmp_path, odd, tmp_path / "out", "--on-bad-line", "skip")
+    words[5] = str(folder / "tokenizer.json")
+    assert main(words) == 0
+    assert [entry.path for entry in read_manifest(tmp_path / "out.json").inputs] == [f"{tmp_path}/a\\xe9.jsonl"]
+    assert json.loads((tmp_path / "out.skipped.jsonl").read_bytes())["place"] == f"{tmp_path}/a\\xe9.jsonl:2"
+    assert main([*words, "--on-bad-line", "stop", "--overwrite"]) == 1
+    assert "a\\xe9.jsonl:2: " in capsys.readouterr().err
+    words[words.index("--output-prefix") + 1] = str(tmp_path / odd)
+    assert main(words) == 1
+    assert "is not UTF-8" in capsys.readouterr().err
+
+
 def test_manifest_says_what_went_in_and_what_came_out(folder: Path, tmp_path: Path) -> None:
     assert main(arguments(folder, "part*.jsonl.gz", tmp_path / "out")) == 0
     manifest = read_manifest(tmp_path / "out.json")

@@ -237,5 +237,20 @@ def test_ftfy_is_refused_where_it_is_missing(
 def test_corpus_without_text_is_an_error(tmp_path: Path, vocabulary: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty.jsonl").write_text('{"text": ""}\n')
     assert main(arguments(tmp_path / "empty.jsonl", vocabulary, "out")) == 1
-    assert "no text in any record" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith("empty.jsonl: no text in any record; nothing was written\n")
+    assert not list(tmp_path.glob("out_*"))
+
+
+def test_corpus_of_bad_records_alone_is_an_error_that_says_why(
+    tmp_path: Path, vocabulary: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": ""}\n{"body": "a"}\n[1]\n{"body": "b"}\n{"body": "c"}\n')
+    assert main(arguments(path, vocabulary, "out", "--on-bad-line", "skip")) == 1
+    *_, problem, first, second, third = capsys.readouterr().err.splitlines()
+    assert problem == (
+        f"{path}: no text in any record; nothing was written; left out: 1 empty, 3 missing-key, 1 not-an-object"
+    )
+    assert first.startswith(f"{path}:2: no key 'text'; found 'body'; see --jsonl-keys")
+    assert second.startswith(f"{path}:3: ") and third.startswith(f"{path}:4: ")
     assert not list(tmp_path.glob("out_*"))

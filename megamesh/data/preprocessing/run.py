@@ -27,7 +27,7 @@ from megamesh.data.preprocessing.join import Joiner, make_targets, write_indexes
 from megamesh.data.preprocessing.pool import Pool
 from megamesh.data.preprocessing.progress import Counters
 from megamesh.data.preprocessing.ranks import OneProcess, Ranks
-from megamesh.data.preprocessing.records import write_manifest_of, write_report
+from megamesh.data.preprocessing.records import describe_nothing, write_manifest_of, write_report
 from megamesh.data.preprocessing.shard import Job, Settings, ShardFacts, do_shard, make_jobs
 from megamesh.data.sources.inputs import InputFile
 from megamesh.data.sources.shards import cut_into_shards
@@ -139,8 +139,7 @@ def preprocess(
         ranks.barrier()
         facts = [done[i] for i in range(len(plan))]
         if not sum(fact.documents for fact in facts):
-            files = dict.fromkeys(str(job.shard.file.path) for job in plan)
-            raise DataError(f"{', '.join([*files][:5])}: no text in any record; nothing was written")
+            raise DataError(describe_nothing(plan, facts, folder))
         if ranks.rank == 0:
             write_indexes(plan, facts, names, folder)
             write_report(plan, facts, folder)

@@ -54,7 +54,7 @@ there, such as manifests, is left out of both)
   .gz .zst .xz of these    and lm_dataformat archives: .jsonl.zst, .jsonl.zst.tar, .dat.zst, .tar(.gz), .zip
 
 what becomes of odd text
-  empty documents          left out and counted (as GPT-NeoX does); with several keys, when all of them are empty
+  empty documents          left out and counted (as GPT-NeoX does), also where --ftfy leaves nothing; with several keys, when all are empty
   byte order mark          removed at the beginning of a file; elsewhere it is text, as is NUL
   names of special tokens  become these tokens, as in the tokenizer's own library
   bad records              broken JSON or UTF-8, a key that is missing, null or no text, half a surrogate pair: the run stops and names

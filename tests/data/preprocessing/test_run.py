@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from megamesh.data.indexed import IndexedDataset
 from megamesh.data.manifest import read_manifest
 from tests.data.preprocessing import corpora
 from tools.preprocess_data import main
@@ -397,6 +398,21 @@ def test_names_that_are_not_utf_8_are_escaped(folder: Path, tmp_path: Path, caps
     words[words.index("--output-prefix") + 1] = str(tmp_path / odd)
     assert main(words) == 1
     assert "is not UTF-8" in capsys.readouterr().err
+
+
+def test_a_text_that_mending_empties_is_left_out(folder: Path, tmp_path: Path) -> None:
+    """Alone, and beside other keys only when these are empty too."""
+    vanishing = "\x01"
+    records = [("a", "b"), (vanishing, "c"), (vanishing, vanishing), ("", ""), ("d", vanishing)]
+    lines = [json.dumps({"text": text, "more": more}) for text, more in records]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    words = arguments(tmp_path, "a.jsonl", tmp_path / "out", "--ftfy", "--overwrite")
+    words[5] = str(folder / "tokenizer.json")
+    for more, kept in (([], 2), (["--jsonl-keys", "text", "more"], 3), (["--segment-keys", "text", "more"], 3)):
+        assert main([*words, *more]) == 0
+        counts = read_manifest(tmp_path / "out.json").counts
+        assert (counts.records, counts.documents, counts.empty) == (5, kept, 5 - kept)
+        assert len(IndexedDataset(tmp_path / "out_text_document")) == kept
 
 
 def test_manifest_says_what_went_in_and_what_came_out(folder: Path, tmp_path: Path) -> None:

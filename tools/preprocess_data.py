@@ -60,7 +60,8 @@ what becomes of odd text
   bad records              broken JSON or UTF-8, a key that is missing, null or no text, half a surrogate pair: the run stops and names
                            file and line; --on-bad-line skip leaves them out and lists them in <output-prefix>.skipped.jsonl
 
-A run that was killed or stopped keeps its complete shards in <output-prefix>.unfinished/; the same command continues there. The bytes
+A run that was killed or stopped keeps its complete shards in <output-prefix>.unfinished/; the same command continues there (for standard
+input, which is kept in <output-prefix>.stdin.jsonl until all is written, with --input of that file). The bytes
 written do not depend on --workers, on MPI, or on interruptions. Inputs are cut into shards; a compressed file is one shard, so give
 several such files for several processes. Memory: about 150 MB per process, and about ten times the longest document."""
 

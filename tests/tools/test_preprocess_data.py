@@ -149,7 +149,7 @@ def test_standard_input_is_kept_where_the_run_fails(corpus: Path, vocabulary: Pa
 def test_standard_input_is_not_read_where_the_outputs_cannot_be_written(corpus: Path, vocabulary: Path) -> None:
     (corpus.parent / "out.json").write_text("{}")
     result = from_standard_input(arguments(corpus, vocabulary, "out"), corpus.read_bytes())
-    assert result.returncode == 1 and "out.json: exists" in result.stderr
+    assert result.returncode == 1 and "out.json: is needed for the manifest" in result.stderr
     assert not list(corpus.parent.glob("*out.stdin*"))
 
 

@@ -200,16 +200,16 @@ def _check_outputs(prefix: str | Path, names: Sequence[str], overwrite: bool) ->
     parent, manifest, report = Path(prefix).parent, manifest_path(prefix), report_path(prefix)
     if not parent.is_dir():
         raise DataError(f"{parent}: the folder of --output-prefix does not exist; create it")
-    if (WorkFolder(prefix).path / PUBLISHING).exists():
-        return  # complete, and about to be given these names
-    existing = [path for path in [*_pairs(prefix, names), manifest] if path.exists()]
-    if existing and not overwrite:
-        raise DataError(f"{existing[0]}: exists; choose another --output-prefix or add --overwrite")
     for path, is_ours, what in ((manifest, is_manifest, "manifest"), (report, is_report, "report of bad records")):
         if path.exists() and not is_ours(path):
             raise DataError(
                 f"{path}: is needed for the {what}, but is a file of another kind; choose another --output-prefix"
             )
+    if (WorkFolder(prefix).path / PUBLISHING).exists():
+        return  # complete, and about to be given these names
+    existing = [path for path in [*_pairs(prefix, names), manifest] if path.exists()]
+    if existing and not overwrite:
+        raise DataError(f"{existing[0]}: exists; choose another --output-prefix or add --overwrite")
 
 
 def _check_inputs(prefix: str | Path, names: Sequence[str], inputs: Sequence[InputFile]) -> None:

@@ -5,13 +5,11 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing import parent_process
-from pathlib import Path
 from typing import get_args
-
-from tqdm import tqdm
 
 from megamesh.arguments import from_one
 from megamesh.command import run_command
@@ -22,9 +20,10 @@ from megamesh.data.preprocessing.encoders import Encoder, TextEncoder
 from megamesh.data.preprocessing.masked_encoders import ChatEncoder, Masking, masked_encoder
 from megamesh.data.preprocessing.progress import Display
 from megamesh.data.preprocessing.ranks import MpiRanks, OneProcess, Ranks
+from megamesh.data.preprocessing.spool import Spool
 from megamesh.data.sources.inputs import InputFile, find_inputs
 from megamesh.data.sources.records import ReadOptions
-from megamesh.errors import ConfigError, DataError
+from megamesh.errors import ConfigError
 from megamesh.launch import read_launch
 from megamesh.tokenizer import build_tokenizer, tokenizer_identity
 from megamesh.tokenizer.chat import ChatOptions, ChatTemplate, ConversationEncoder, load_chat_template
@@ -47,20 +46,22 @@ examples
       python tools/preprocess_data.py --input chats.jsonl --chat-key messages --tokenizer-type HFTokenizer \\
           --vocab-file model/tokenizer.json --output-prefix data/chat
 
-what is read (by the ending of the name; folders are searched, patterns like 'data/*.jsonl.zst' work in quotes)
+what is read (by the ending of the name; folders are searched, patterns like 'data/*.jsonl.zst' work in quotes; what preprocessing wrote
+there, such as manifests, is left out of both)
   .jsonl .ndjson .json     one JSON object per line, text under --jsonl-keys
   .txt                     one document per file, or pieces between --document-separator
   .parquet .pq .arrow      columns named by --jsonl-keys; also folders written by datasets' save_to_disk
   .gz .zst .xz of these    and lm_dataformat archives: .jsonl.zst, .jsonl.zst.tar, .dat.zst, .tar(.gz), .zip
 
 what becomes of odd text
-  empty documents          left out and counted (as GPT-NeoX does); with several keys, when all of them are empty
+  empty documents          left out and counted (as GPT-NeoX does), also where --ftfy leaves nothing; with several keys, when all are empty
   byte order mark          removed at the beginning of a file; elsewhere it is text, as is NUL
   names of special tokens  become these tokens, as in the tokenizer's own library
   bad records              broken JSON or UTF-8, a key that is missing, null or no text, half a surrogate pair: the run stops and names
                            file and line; --on-bad-line skip leaves them out and lists them in <output-prefix>.skipped.jsonl
 
-A run that was killed or stopped keeps its complete shards in <output-prefix>.unfinished/; the same command continues there. The bytes
+A run that was killed or stopped keeps its complete shards in <output-prefix>.unfinished/; the same command continues there (for standard
+input, which is kept in <output-prefix>.stdin.jsonl until all is written, with --input of that file). The bytes
 written do not depend on --workers, on MPI, or on interruptions. Inputs are cut into shards; a compressed file is one shard, so give
 several such files for several processes. Memory: about 150 MB per process, and about ten times the longest document."""
 
@@ -216,7 +217,6 @@ def run(args: argparse.Namespace, ranks: Ranks) -> None:
         skip_bad=args.on_bad_line == "skip",
     )
     started = time.monotonic()
-    inputs = _find_inputs(args) if ranks.rank == 0 else []
     show = partial(
         Display,
         name="tokenizing" if ranks.size == 1 else f"rank {ranks.rank}",
@@ -225,19 +225,19 @@ def run(args: argparse.Namespace, ranks: Ranks) -> None:
         bar=ranks.size == 1,
         write=say,
     )
-    summary = preprocess(
-        inputs,
-        args.output_prefix,
-        make_encoder,
-        settings,
-        workers=args.workers,
-        overwrite=args.overwrite,
-        ranks=ranks,
-        show=show,
-    )
+    with input_files(args) as find:
+        summary = preprocess(
+            find,
+            args.output_prefix,
+            make_encoder,
+            settings,
+            workers=args.workers,
+            overwrite=args.overwrite,
+            ranks=ranks,
+            show=show,
+        )
     if ranks.rank == 0:
-        _spool_path(args).unlink(missing_ok=True)
-        print(described(summary, sum(file.num_bytes for file in inputs), time.monotonic() - started))
+        print(described(summary, time.monotonic() - started))
 
 
 def say(line: str) -> None:
@@ -245,41 +245,41 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def described(summary: Summary, num_bytes: int, seconds: float) -> str:
+def described(summary: Summary, seconds: float) -> str:
     """What was done, for people."""
     left_out = [f"{summary.num_empty:,} empty"] if summary.num_empty else []
     left_out += [f"{count:,} {reason}" for reason, count in summary.skipped.items()]
     lines = [
-        f"{summary.num_documents:,} documents, {summary.num_tokens:,} tokens, {num_bytes / seconds / 1e6:,.1f} MB/s of input"
+        f"{summary.num_documents:,} documents, {summary.num_tokens:,} tokens, {summary.num_input_bytes / seconds / 1e6:,.1f} MB/s of input"
         + (f"; left out: {', '.join(left_out)}" if left_out else ""),
         *(f"wrote {prefix}.bin and {prefix}.idx" for prefix in summary.prefixes),
     ]
     return "\n".join([*lines, *([f"bad records are listed in {summary.report}"] if summary.report else [])])
 
 
-def _find_inputs(args: argparse.Namespace) -> list[InputFile]:
+@contextmanager
+def input_files(args: argparse.Namespace) -> Iterator[Callable[[], list[InputFile]]]:
+    """What finds the input. Standard input is kept in a file until the work inside is done."""
     if args.input != [STANDARD_INPUT]:
-        return find_inputs(args.input)
-    return find_inputs([str(_spool(_spool_path(args)))])
+        yield partial(find_inputs, args.input)
+        return
+    spool = Spool(args.output_prefix, args.stdin_format)
 
+    def find() -> list[InputFile]:
+        spool.fill(sys.stdin.buffer)
+        say(
+            f"standard input is in {spool.path}; if this run is interrupted, continue with --input {spool.path} "
+            "(which does not remove the file)"
+        )
+        return find_inputs([str(spool.path)])
 
-def _spool_path(args: argparse.Namespace) -> Path:
-    return Path(f"{args.output_prefix}.stdin.{args.stdin_format}")
-
-
-def _spool(path: Path) -> Path:
-    """Bring standard input to the disk, where it can be cut into shards and read again after an interruption."""
     try:
-        with (
-            path.open("wb") as file,
-            tqdm(unit="B", unit_scale=True, desc="reading standard input", disable=None) as bar,
-        ):
-            while block := sys.stdin.buffer.read(1 << 20):
-                bar.update(file.write(block))
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; standard input is kept there while it is tokenized") from error
-    say(f"standard input is in {path}; if this run is interrupted, continue with --input {path}")
-    return path
+        yield find
+    except BaseException:
+        if spool.is_ours:
+            say(f"standard input is kept in {spool.path}; continue with --input {spool.path}")
+        raise
+    spool.remove()
 
 
 def build_encoder(

@@ -42,10 +42,17 @@ def idx_path(prefix: str | Path) -> Path:
 
 
 def check_prefix(prefix: str | Path) -> None:
-    """Raise DataError where an output's prefix has no name in it."""
+    """Raise DataError where an output's prefix has no name in it, or one that configurations and manifests could not hold."""
     if str(prefix).endswith(os.sep) or Path(prefix).name in ("", ".."):
         example = Path(prefix) / "corpus"
         raise DataError(f"--output-prefix={prefix}: is a folder; add the start of a name, as in {example}")
+
+    try:
+        str(prefix).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"--output-prefix={str(prefix)!r}: is not UTF-8, as a configuration must be; choose another name"
+        ) from error
 
 
 def token_dtype(vocab_size: int) -> np.dtype:

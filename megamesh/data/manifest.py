@@ -91,6 +91,11 @@ class Manifest(_Model):
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
 
+def name_as_text(name: str | Path) -> str:
+    """A file's name for what must be UTF-8: those of its bytes that are not become \\xff."""
+    return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def digest(content: bytes | memoryview) -> str:
     return hashlib.sha256(content).hexdigest()
 
@@ -124,7 +129,7 @@ def tokenizer_facts(kind: str, vocab_size: int, files: Sequence[str | Path], tra
     whole = digest(json.dumps([kind, digests, dict(traits)], sort_keys=True).encode())
     return Tokenizer(
         type=kind, vocab_size=vocab_size, digest=whole, traits=dict(traits),
-        files={Path(path).name: found for path, found in zip(files, digests, strict=True)},
+        files={name_as_text(Path(path).name): found for path, found in zip(files, digests, strict=True)},
     )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from megamesh.data.cache import replace_file
 log = logging.getLogger(__name__)
 
 CHUNK_BYTES = 1 << 26
+ENDING = ".token_range.json"
 
 
 def largest_and_smallest_id(
@@ -50,9 +51,9 @@ def keep_range(path: Path, dtype: np.dtype, smallest: int, largest: int, cache_f
 
 def _cache(path: Path, folder: Path | None) -> Path:
     if folder is None:
-        return path.with_name(f"{path.stem}.token_range.json")
+        return path.with_name(f"{path.stem}{ENDING}")
     place = hashlib.blake2b(str(path.absolute()).encode(), digest_size=8).hexdigest()
-    return folder / f"{path.stem}_{place}.token_range.json"
+    return folder / f"{path.stem}_{place}{ENDING}"
 
 
 def _identity(path: Path, dtype: np.dtype) -> dict[str, int | str]:

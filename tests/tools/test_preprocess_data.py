@@ -1,5 +1,6 @@
 """tools/preprocess_data.py end to end: ids equal the tokenizer's, output equal at any number of workers, bad input named."""
 
+import io
 import json
 import random
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 
 from megamesh.config.sections import TokenizerConfig
 from megamesh.data.indexed import IndexedDataset
+from megamesh.data.preprocessing.spool import Spool
 from megamesh.tokenizer import Tokenizer, build_tokenizer, train
 from tools.preprocess_data import main
 
@@ -113,6 +115,61 @@ def test_standard_input_is_a_corpus(corpus: Path, vocabulary: Path) -> None:
     assert not list(corpus.parent.glob("out.stdin*"))
 
 
+def from_standard_input(words: list[str], content: bytes) -> subprocess.CompletedProcess[str]:
+    tool = [sys.executable, str(Path(__file__).parents[2] / "tools" / "preprocess_data.py")]
+    words = [*tool, "--input", "-", *words[2:]]
+    result = subprocess.run(words, input=content, capture_output=True, check=False)
+    return subprocess.CompletedProcess(words, result.returncode, result.stdout.decode(), result.stderr.decode())
+
+
+def test_standard_input_never_replaces_a_file(corpus: Path, vocabulary: Path) -> None:
+    """Nor does any run remove one that it has not made."""
+    kept = corpus.parent / "out.stdin.jsonl"
+    kept.write_text('{"text": "mine"}\n')
+    words = arguments(corpus, vocabulary, "out")
+    result = from_standard_input(words, corpus.read_bytes())
+    assert result.returncode == 1
+    assert f"holds the standard input of an earlier run; continue with --input {kept}, or remove it" in result.stderr
+    assert main(words) == 0
+    assert main(["--input", str(kept), *words[2:], "--overwrite"]) == 0
+    assert kept.read_text() == '{"text": "mine"}\n'
+
+
+def test_standard_input_is_kept_where_the_run_fails(corpus: Path, vocabulary: Path) -> None:
+    words, content = arguments(corpus, vocabulary, "out"), corpus.read_bytes() + b"\n[1]"
+    result = from_standard_input(words, content)
+    kept = corpus.parent / "out.stdin.jsonl"
+    assert result.returncode == 1
+    *_, how, error = result.stderr.splitlines()
+    assert how == f"standard input is kept in {kept}; continue with --input {kept}"
+    assert error.startswith(f"error: {kept}:403: ")
+    assert kept.read_bytes() == content
+
+
+def test_standard_input_is_not_read_where_the_outputs_cannot_be_written(corpus: Path, vocabulary: Path) -> None:
+    (corpus.parent / "out.json").write_text("{}")
+    result = from_standard_input(arguments(corpus, vocabulary, "out"), corpus.read_bytes())
+    assert result.returncode == 1 and "out.json: is needed for the manifest" in result.stderr
+    assert not list(corpus.parent.glob("*out.stdin*"))
+
+
+def test_a_killed_stream_is_not_taken_for_a_whole_one(tmp_path: Path) -> None:
+    class KilledError(Exception):
+        pass
+
+    class Stream(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            if self.tell() > 1 << 20:
+                assert not list(tmp_path.glob("out*"))
+                raise KilledError
+            return super().read(size)
+
+    spool = Spool(tmp_path / "out", "txt")
+    with pytest.raises(KilledError):
+        spool.fill(Stream(bytes(3 << 20)))
+    assert not list(tmp_path.iterdir())
+
+
 def test_documents_of_a_text_file_are_cut_at_the_separator(
     tmp_path: Path, vocabulary: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -180,5 +237,20 @@ def test_ftfy_is_refused_where_it_is_missing(
 def test_corpus_without_text_is_an_error(tmp_path: Path, vocabulary: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty.jsonl").write_text('{"text": ""}\n')
     assert main(arguments(tmp_path / "empty.jsonl", vocabulary, "out")) == 1
-    assert "no text in any record" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith("empty.jsonl: no text in any record; nothing was written\n")
+    assert not list(tmp_path.glob("out_*"))
+
+
+def test_corpus_of_bad_records_alone_is_an_error_that_says_why(
+    tmp_path: Path, vocabulary: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": ""}\n{"body": "a"}\n[1]\n{"body": "b"}\n{"body": "c"}\n')
+    assert main(arguments(path, vocabulary, "out", "--on-bad-line", "skip")) == 1
+    *_, problem, first, second, third = capsys.readouterr().err.splitlines()
+    assert problem == (
+        f"{path}: no text in any record; nothing was written; left out: 1 empty, 3 missing-key, 1 not-an-object"
+    )
+    assert first.startswith(f"{path}:2: no key 'text'; found 'body'; see --jsonl-keys")
+    assert second.startswith(f"{path}:3: ") and third.startswith(f"{path}:4: ")
     assert not list(tmp_path.glob("out_*"))

@@ -1,13 +1,14 @@
 """Records → what is written of them.
 
-    values of the keys, a list each ─▶ engine: flat ids + lengths ─▶ end-of-document tokens put in ─▶ a column per output
+    values of the keys, a list each ─▶ mended ─▶ (empty records left out by shard.py) ─▶ engine: flat ids + lengths
+    ─▶ end-of-document tokens put in ─▶ a column per output
 
 A column is the ids of many documents end to end, [tokens], and their lengths, [documents]; nothing here loops over tokens in Python.
 """
 
 import importlib.util
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -42,6 +43,10 @@ class Encoder(Protocol):
     outputs: Mapping[str, np.dtype]
     labels: tuple[str, ...]
 
+    def prepare(self, values: Sequence[list[Any]]) -> Sequence[list[Any]]:
+        """What `encode` is to get of the values that were read: as many, and empty where nothing is to be encoded."""
+        ...
+
     def encode(self, values: Sequence[Sequence[str]]) -> Mapping[str, Column]:
         """`values` has a list per key, one entry per record; each column of the answer has one document per record."""
         ...
@@ -50,7 +55,7 @@ class Encoder(Protocol):
 class TextEncoder:
     """Every key is an output of its own, named as the key.
 
-    `eod_id` ends every document unless it is None; `ftfy` mends the text first. Raises ConfigError where ftfy is missing.
+    `eod_id` ends every document unless it is None; with `ftfy`, `prepare` mends the text. Raises ConfigError where ftfy is missing.
     """
 
     def __init__(
@@ -68,14 +73,17 @@ class TextEncoder:
         self._eod_id = eod_id
         self._ftfy = ftfy
 
+    def prepare(self, values: Sequence[list[str]]) -> Sequence[list[str]]:
+        if not self._ftfy:
+            return values
+        from ftfy import fix_text
+
+        return [[fix_text(text) for text in texts] for texts in values]
+
     def encode(self, values: Sequence[Sequence[str]]) -> dict[str, Column]:
         return {key: self._column(texts) for key, texts in zip(self.keys, values, strict=True)}
 
     def _column(self, texts: Sequence[str]) -> Column:
-        if self._ftfy:
-            from ftfy import fix_text
-
-            texts = [fix_text(text) for text in texts]
         column = Column(*self._engine.encode(texts))
         return column if self._eod_id is None else append_to_each(column, self._eod_id)
 

@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from megamesh.data.cache import replace_file
+from megamesh.data.stored import UNFINISHED
 from megamesh.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ class WorkFolder:
 
     def __init__(self, prefix: str | Path):
         self.prefix = Path(prefix)
-        self.path = Path(f"{prefix}.unfinished")
+        self.path = Path(f"{prefix}{UNFINISHED}")
         self.joined = self.path / "joined"
 
     def facts(self, identity: str) -> Path:

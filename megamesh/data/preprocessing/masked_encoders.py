@@ -126,6 +126,9 @@ class MarkEncoder:
         self.outputs: Mapping[str, np.dtype] = {**texts.outputs, **dict.fromkeys(self.labels, LABEL_DTYPE)}
         self._texts = texts
 
+    def prepare(self, values: Sequence[list[str]]) -> Sequence[list[str]]:
+        return self._texts.prepare(values)
+
     def encode(self, values: Sequence[Sequence[str]]) -> dict[str, Column]:
         columns = self._texts.encode(values)
         labels = {
@@ -151,6 +154,9 @@ class SegmentEncoder:
         self._texts = texts
         self._masked = [key in mask_keys for key in texts.keys]
         self._eod_id = eod_id
+
+    def prepare(self, values: Sequence[list[str]]) -> Sequence[list[str]]:
+        return self._texts.prepare(values)
 
     def encode(self, values: Sequence[Sequence[str]]) -> dict[str, Column]:
         segments = self._texts.encode(values)
@@ -181,6 +187,9 @@ class ChatEncoder:
             **dict.fromkeys(self.labels, LABEL_DTYPE),
         }
         self._conversations = conversations
+
+    def prepare(self, values: Sequence[list[Any]]) -> Sequence[list[Any]]:
+        return values
 
     def encode(self, values: Sequence[Sequence[Any]]) -> dict[str, Column]:
         ids, lengths, labels = self._conversations.encode(values[0])

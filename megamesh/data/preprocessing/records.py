@@ -9,6 +9,7 @@ import platform
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,10 @@ from megamesh.data.manifest import (
     combine,
     digest_of_file,
     manifest_path,
+    name_as_text,
     write_manifest,
 )
+from megamesh.data.own_files import report_path
 from megamesh.data.preprocessing.encoders import Encoder
 from megamesh.data.preprocessing.folder import WorkFolder
 from megamesh.data.preprocessing.shard import Job, Settings, ShardFacts
@@ -43,26 +46,39 @@ PACKAGES = (
     "zstandard",
     "ftfy",
 )
-
-
-def report_path(prefix: str | Path) -> Path:
-    return Path(f"{prefix}.skipped.jsonl")
+_NAMED = 3
 
 
 def write_report(jobs: Sequence[Job], facts: Sequence[ShardFacts], folder: WorkFolder) -> None:
     """The bad records of all shards, into joined/; nothing where there are none."""
     if any(fact.skipped for fact in facts):
         with report_path(folder.joined / folder.prefix.name).open("w", encoding="utf-8") as report:
-            for job, fact, lines_before in _with_lines_before(jobs, facts):
-                if fact.skipped:
-                    for line in folder.skipped(job.identity).read_text().splitlines():
-                        bad = BadRecord(**json.loads(line))
-                        entry = {
-                            "place": place(job.shard, bad, lines_before),
-                            "reason": bad.reason,
-                            "message": bad.message,
-                        }
-                        report.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            for entry in _bad_records(jobs, facts, folder):
+                report.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+
+def describe_nothing(jobs: Sequence[Job], facts: Sequence[ShardFacts], folder: WorkFolder) -> str:
+    """Why there is no document: how many records were left out for which reason, and the first bad ones, a line each."""
+    files = list(dict.fromkeys(name_as_text(job.shard.file.path) for job in jobs))
+    counts = count_records(facts)
+    left_out = [f"{counts.empty:,} empty"] if counts.empty and counts.skipped else []
+    left_out += [f"{number:,} {reason}" for reason, number in counts.skipped.items()]
+    first = [f"{bad['place']}: {bad['message']}" for bad in islice(_bad_records(jobs, facts, folder), _NAMED)]
+    problem = f"{', '.join(files[:5])}: no text in any record; nothing was written"
+    return "\n".join([f"{problem}; left out: {', '.join(left_out)}" if left_out else problem, *first])
+
+
+def _bad_records(jobs: Sequence[Job], facts: Sequence[ShardFacts], folder: WorkFolder) -> Iterator[dict[str, str]]:
+    for job, fact, lines_before in _with_lines_before(jobs, facts):
+        if fact.skipped:
+            with folder.skipped(job.identity).open() as lines:
+                for line in lines:
+                    bad = BadRecord(**json.loads(line))
+                    yield {
+                        "place": place(job.shard, bad, lines_before),
+                        "reason": bad.reason,
+                        "message": bad.message,
+                    }
 
 
 def _with_lines_before(jobs: Sequence[Job], facts: Sequence[ShardFacts]) -> Iterator[tuple[Job, ShardFacts, int]]:
@@ -72,6 +88,19 @@ def _with_lines_before(jobs: Sequence[Job], facts: Sequence[ShardFacts]) -> Iter
         lines = lines if job.shard.file.path == path else 0
         yield job, fact, lines
         path, lines = job.shard.file.path, lines + fact.lines
+
+
+def count_records(facts: Sequence[ShardFacts]) -> Counts:
+    """The counts of all shards."""
+    skipped = Counter[str]()
+    for fact in facts:
+        skipped.update(fact.skipped)
+    return Counts(
+        records=sum(fact.records for fact in facts),
+        documents=sum(fact.documents for fact in facts),
+        empty=sum(fact.empty for fact in facts),
+        skipped=dict(skipped),
+    )
 
 
 def write_manifest_of(
@@ -84,15 +113,6 @@ def write_manifest_of(
     folder: WorkFolder,
 ) -> None:
     """The manifest, into joined/."""
-    skipped = Counter[str]()
-    for fact in facts:
-        skipped.update(fact.skipped)
-    counts = Counts(
-        records=sum(fact.records for fact in facts),
-        documents=sum(fact.documents for fact in facts),
-        empty=sum(fact.empty for fact in facts),
-        skipped=dict(skipped),
-    )
     manifest = Manifest(
         outputs={
             name: _output(facts, number, dtype, folder.joined / name, labels=output in encoder.labels)
@@ -101,7 +121,7 @@ def write_manifest_of(
         tokenizer=encoder.tokenizer,
         inputs=_inputs(inputs, jobs, facts),
         options={**asdict(settings.read), **settings.described},
-        counts=counts,
+        counts=count_records(facts),
         versions=versions(),
     )
     write_manifest(manifest_path(folder.joined / folder.prefix.name), manifest)
@@ -130,7 +150,7 @@ def _inputs(inputs: Sequence[InputFile], jobs: Sequence[Job], facts: Sequence[Sh
     for job, fact in zip(jobs, facts, strict=True):
         chunks.setdefault(job.shard.file.path, []).extend(fact.input_chunks)
     return [
-        Input(path=str(file.path.absolute()), bytes=file.num_bytes, digest=combine(chunks.get(file.path, [])))
+        Input(path=name_as_text(file.path.absolute()), bytes=file.num_bytes, digest=combine(chunks.get(file.path, [])))
         for file in inputs
     ]
 

@@ -1,6 +1,6 @@
 """The order of the steps.
 
-    rank 0: outputs checked, folder locked, shards cut ─▶ every rank: its shards ─▶ facts of all shards, on every rank
+    rank 0: outputs checked, inputs found, folder locked, shards cut ─▶ every rank: its shards ─▶ facts of all shards, on every rank
     ─▶ every rank: its pieces copied into the final files ─▶ rank 0: indexes, report, manifest, names
 
 Outputs appear under their final names when all of them are complete. What is complete of a run that was killed, or stopped at a bad record,
@@ -20,16 +20,18 @@ import numpy as np
 
 from megamesh.data.format import bin_path, check_prefix, idx_path
 from megamesh.data.manifest import digest, is_manifest, manifest_path, read_manifest
+from megamesh.data.own_files import is_report, report_path
 from megamesh.data.preprocessing.encoders import Encoder
 from megamesh.data.preprocessing.folder import PUBLISHING, WorkFolder
 from megamesh.data.preprocessing.join import Joiner, make_targets, write_indexes
 from megamesh.data.preprocessing.pool import Pool
 from megamesh.data.preprocessing.progress import Counters
 from megamesh.data.preprocessing.ranks import OneProcess, Ranks
-from megamesh.data.preprocessing.records import report_path, write_manifest_of, write_report
+from megamesh.data.preprocessing.records import describe_nothing, write_manifest_of, write_report
 from megamesh.data.preprocessing.shard import Job, Settings, ShardFacts, do_shard, make_jobs
 from megamesh.data.sources.inputs import InputFile
 from megamesh.data.sources.shards import cut_into_shards
+from megamesh.data.token_range import ENDING as TOKEN_RANGE
 from megamesh.data.token_range import keep_range
 from megamesh.errors import DataError
 
@@ -45,6 +47,7 @@ COMPLETE_IS_CHEAPER = 20  # a complete shard is read once more, not encoded
 class Summary:
     """What was written: prefixes of the outputs, their documents and tokens (not labels), and what of the input is not in them."""
 
+    num_input_bytes: int
     prefixes: list[str]
     num_documents: int
     num_tokens: int
@@ -78,7 +81,7 @@ def output_prefix(prefix: str | Path, name: str) -> str:
 
 
 def preprocess(
-    inputs: Sequence[InputFile],
+    find_inputs: Callable[[], Sequence[InputFile]],
     prefix: str | Path,
     make_encoder: Callable[[], Encoder],
     settings: Settings,
@@ -91,8 +94,9 @@ def preprocess(
     """Tokenize files into `<prefix>_<output>_document.bin/.idx`, with a manifest `<prefix>.json`.
 
     `make_encoder` is called in this process and, under MPI with several workers, in each of them (then it must be picklable). All ranks of
-    a job call this alike; `inputs` are rank 0's. `show` gets what is counted and the bytes that this rank has to do, and is entered while
-    shards are encoded. Raises DataError: a bad record with its place, damaged input, existing or unwritable outputs.
+    a job call this alike; rank 0 finds the inputs, when it is known that outputs may be written. `show` gets what is counted and the bytes
+    that this rank has to do, and is entered while shards are encoded. Raises DataError: a bad record with its place, damaged input,
+    existing or unwritable outputs.
     """
     ranks, counters = ranks or OneProcess(), Counters()
     folder = WorkFolder(prefix)
@@ -102,11 +106,14 @@ def preprocess(
     with ExitStack() as stack:
         stack.enter_context(_disk_errors_named(folder))
         plan: list[Job] = []
+        inputs: Sequence[InputFile] = ()
         finished = False
         if ranks.rank == 0:
-            _check_outputs(prefix, list(names), inputs, overwrite)
+            _check_outputs(prefix, list(names), overwrite)
+            inputs = find_inputs()
+            _check_inputs(prefix, list(names), inputs)
             stack.enter_context(folder.locked())
-            _check_outputs(prefix, list(names), inputs, overwrite)  # another run may have ended while this one waited
+            _check_outputs(prefix, list(names), overwrite)  # another run may have ended while this one waited
             shards = cut_into_shards(inputs, _shard_bytes(inputs), settings.read.separator)
             plan = make_jobs(shards, encoder.tokenizer.digest, settings)
             finished = _finish_publication(plan, prefix, folder)
@@ -132,8 +139,7 @@ def preprocess(
         ranks.barrier()
         facts = [done[i] for i in range(len(plan))]
         if not sum(fact.documents for fact in facts):
-            files = dict.fromkeys(str(job.shard.file.path) for job in plan)
-            raise DataError(f"{', '.join([*files][:5])}: no text in any record; nothing was written")
+            raise DataError(describe_nothing(plan, facts, folder))
         if ranks.rank == 0:
             write_indexes(plan, facts, names, folder)
             write_report(plan, facts, folder)
@@ -166,6 +172,7 @@ def _summary(prefix: str | Path, names: Collection[str]) -> Summary:
     assert counts is not None, "the manifest of a run has counts"
     outputs = [manifest.outputs[name] for name in names]
     return Summary(
+        sum(file.bytes for file in manifest.inputs),
         [str(Path(prefix).parent / name) for name in names],
         counts.documents,
         sum(output.tokens for output in outputs if not output.labels),
@@ -189,23 +196,39 @@ def _check_names(prefix: str | Path, outputs: Iterable[str]) -> None:
             )
 
 
-def _check_outputs(prefix: str | Path, names: Sequence[str], inputs: Sequence[InputFile], overwrite: bool) -> None:
+def _check_outputs(prefix: str | Path, names: Sequence[str], overwrite: bool) -> None:
     """Raise DataError where an output exists, unless it may be overwritten; what is no output of ours never may."""
-    parent, manifest = Path(prefix).parent, manifest_path(prefix)
+    parent, manifest, report = Path(prefix).parent, manifest_path(prefix), report_path(prefix)
     if not parent.is_dir():
         raise DataError(f"{parent}: the folder of --output-prefix does not exist; create it")
+    for path, is_ours, what in ((manifest, is_manifest, "manifest"), (report, is_report, "report of bad records")):
+        if path.exists() and not is_ours(path):
+            raise DataError(
+                f"{path}: is needed for the {what}, but is a file of another kind; choose another --output-prefix"
+            )
     if (WorkFolder(prefix).path / PUBLISHING).exists():
         return  # complete, and about to be given these names
-    paths = [path for name in names for path in (bin_path(parent / name), idx_path(parent / name))]
-    existing = [path for path in [*paths, manifest] if path.exists()]
+    existing = [path for path in [*_pairs(prefix, names), manifest] if path.exists()]
     if existing and not overwrite:
         raise DataError(f"{existing[0]}: exists; choose another --output-prefix or add --overwrite")
-    if manifest.exists() and (
-        not is_manifest(manifest) or manifest.resolve() in {file.path.resolve() for file in inputs}
-    ):
-        raise DataError(
-            f"{manifest}: is needed for the manifest, but is a file of another kind; choose another --output-prefix"
-        )
+
+
+def _check_inputs(prefix: str | Path, names: Sequence[str], inputs: Sequence[InputFile]) -> None:
+    """Raise DataError where an input is a file that the run writes, replaces or removes."""
+    ranges = [Path(prefix).with_name(f"{name}{TOKEN_RANGE}") for name in names]
+    written = [*_pairs(prefix, names), *ranges, manifest_path(prefix), report_path(prefix), WorkFolder(prefix).path]
+    places = {path.resolve() for path in written}
+    for file in inputs:
+        place = file.path.resolve()
+        if not places.isdisjoint((place, *place.parents)):
+            raise DataError(
+                f"{file.path}: is an input, and a run would replace or remove it; choose another --output-prefix"
+            )
+
+
+def _pairs(prefix: str | Path, names: Sequence[str]) -> list[Path]:
+    parent = Path(prefix).parent
+    return [path for name in names for path in (bin_path(parent / name), idx_path(parent / name))]
 
 
 def _check_shared(folder: WorkFolder, ranks: Ranks) -> None:

@@ -1,10 +1,10 @@
 """One shard: encoded into files of the work folder, or found there complete.
 
-    records ─▶ bad ones counted and listed (or an error) ─▶ empty ones counted ─▶ encoder ─▶ .tokens and .lengths per output
+    records ─▶ bad ones counted and listed (or an error) ─▶ mended ─▶ empty ones counted ─▶ encoder ─▶ .tokens and .lengths per output
     the shard's part of the input ─▶ digests of its chunks
 
-In every shard: records = documents + empty + skipped; this is checked, not assumed. A record is empty when the texts of all its keys are,
-and is left out, as GPT-NeoX does; with several keys, the others keep the outputs aligned document by document.
+In every shard: records = documents + empty + skipped; this is checked, not assumed. A record is empty when the texts of all its keys are
+(mended, with --ftfy), and is left out, as GPT-NeoX does; with several keys, the others keep the outputs aligned document by document.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from megamesh.data.sources.records import BadRecord, ReadOptions, Records, place
 from megamesh.data.sources.shards import Shard
 from megamesh.errors import DataError
 
-VERSION = 1
+VERSION = 2
 LONGEST_DOCUMENT = int(np.iinfo(np.int32).max)
 SKIP_MEND = "mend it, or leave such records out with --on-bad-line skip"
 
@@ -121,7 +121,7 @@ def do_shard(job: Job, encoder: Encoder, settings: Settings, folder: WorkFolder,
     with _ShardFiles(job, encoder.outputs, folder) as files:
         for records in read_shard(job.shard, settings.read):
             _list_bad(records.bad, job.shard, settings, files)
-            values = _without_empty(records.values)
+            values = _without_empty(encoder.prepare(records.values))
             files.count(records, len(values[0]))
             columns = encoder.encode(values)
             for number, (name, dtype) in enumerate(encoder.outputs.items()):
@@ -169,7 +169,7 @@ def _list_bad(bad: Iterable[BadRecord], shard: Shard, settings: Settings, files:
         files.skip(record)
 
 
-def _without_empty(values: Sequence[list[str]]) -> Sequence[list[str]]:
+def _without_empty(values: Sequence[list[Any]]) -> Sequence[list[Any]]:
     if len(values) == 1:
         return ([text for text in values[0] if text],)
     kept = [record for record in zip(*values, strict=True) if any(record)]

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
+from megamesh.data.manifest import name_as_text
 from megamesh.data.sources.content import add_content
 from megamesh.data.sources.disk import BLOCK_BYTES, RawFile
 from megamesh.data.sources.found import Found, ReadOptions
@@ -82,7 +83,7 @@ def read_zip(shard: Shard, options: ReadOptions, found: Found) -> Iterator[int]:
 def _add_member(
     found: Found, member: str, read: Read, options: ReadOptions, archive: str, left_out: list[str]
 ) -> Iterator[None]:
-    name = member.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    name = name_as_text(member)
     kind, compression = file_kind(name) or ("", "none")
     if kind not in ("jsonl", "text") or PurePosixPath(name).name.startswith("."):
         left_out.append(name)

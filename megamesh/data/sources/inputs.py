@@ -4,7 +4,8 @@
 
 The order is the order given; what a glob or a folder holds is sorted by path, and a folder of Hugging Face datasets keeps the order in its
 state.json. A file found twice, also through a link, is an error: its text would count twice. Files of other kinds are left out of folders
-and globs with one warning, and are an error where they are named. Packages that a format needs are asked for here, before any work.
+and globs with one warning, and are an error where they are named; what MegaMesh itself writes (data/own_files.py) is left out of them too,
+and is read where it is named. Folders *.unfinished are not searched. Packages that a format needs are asked for here, before any work.
 """
 
 import glob
@@ -17,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from megamesh.data.own_files import is_own
+from megamesh.data.stored import UNFINISHED
 from megamesh.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -56,7 +59,7 @@ class _Search:
 
     def add(self, path: Path, *, named: bool) -> None:
         kind = file_kind(path.name)
-        if kind is None or (not named and path.name.startswith(_HIDDEN)):
+        if kind is None or (not named and (path.name.startswith(_HIDDEN) or is_own(path))):
             if named:
                 suffix = "".join(path.suffixes[-2:]) or "a file without a suffix"
                 raise DataError(f"{path}: cannot read {suffix}; {self.option} takes {SUPPORTED}")
@@ -130,7 +133,10 @@ def _add(search: _Search, name: str) -> None:
         matches = sorted(map(Path, glob.glob(name, recursive=True)))
         if not matches:
             raise DataError(f"{search.option}={name}: no file matches; name files, globs or folders")
+        num_literal = [glob.has_magic(part) for part in path.parts].index(True)
         for match in matches:
+            if any(part.endswith(UNFINISHED) for part in match.parts[num_literal:]):
+                continue
             if match.is_file():
                 search.add(match, named=False)
             elif "**" not in name:  # ** gives the files in a folder as well as the folder
@@ -155,7 +161,7 @@ def _add_folder(search: _Search, folder: Path, above: tuple[tuple[int, int], ...
             search.add(path, named=True)
         return
     for entry in entries:
-        if entry.is_dir() and not entry.name.startswith("."):
+        if entry.is_dir() and not entry.name.startswith(".") and not entry.name.endswith(UNFINISHED):
             _add_folder(search, entry, (*above, identity))
         elif entry.is_file() or entry.is_symlink():
             search.add(entry, named=False)

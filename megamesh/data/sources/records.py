@@ -10,6 +10,7 @@ is exactly the shard's size on disk.
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
+from megamesh.data.manifest import name_as_text
 from megamesh.data.sources.content import add_content, splitter
 from megamesh.data.sources.disk import RawFile, blocks_of_range, pieces_before
 from megamesh.data.sources.found import BadRecord, Found, ReadOptions, Reason, Records
@@ -57,7 +58,7 @@ def place(shard: Shard, bad: BadRecord, lines_before: int | None = None) -> str:
 
     `lines_before`: the sum of `num_lines` over the earlier shards of the file. Without it they are counted, so for errors only.
     """
-    path = shard.file.path
+    path = name_as_text(shard.file.path)
     if bad.member:
         return f"{path}!{bad.member}:{bad.line}"
     before = _lines_before(shard) if lines_before is None else lines_before

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from megamesh.data.indexed import IndexedDataset
 from megamesh.data.manifest import read_manifest
 from tests.data.preprocessing import corpora
 from tools.preprocess_data import main
 
+REPORT_LINE = b'{"place": "a.jsonl:1", "reason": "null", "message": "\'text\' is null", "text": ""}\n'
 SMALL_SHARDS = """
 import sys
 from megamesh.data.preprocessing import run
@@ -248,6 +250,24 @@ def test_the_report_of_an_earlier_run_does_not_stay(folder: Path, tmp_path: Path
         assert (tmp_path / "out.skipped.jsonl").exists() == is_bad
 
 
+@pytest.mark.usefixtures("small_shards")
+@pytest.mark.parametrize("pattern", ["", "*", "**/*.json*"])
+def test_a_run_inside_its_input_folder_reads_nothing_of_its_own(
+    folder: Path, tmp_path: Path, texts: list[str], pattern: str
+) -> None:
+    """Continued after a kill, and done again with --overwrite."""
+    (tmp_path / "a.jsonl").write_bytes(corpora.lines(texts).replace(b"   \n", b"[1]\n[2]\n"))
+    words = arguments(tmp_path, pattern, tmp_path / "out", "--on-bad-line", "skip")
+    words[5] = str(folder / "tokenizer.json")
+    assert die_at_rename(40, words) == -signal.SIGKILL
+    assert list((tmp_path / "out.unfinished").glob("*.json"))
+    for more in ([], ["--overwrite"]):
+        assert main([*words, *more]) == 0
+        assert_equal(tmp_path / "out", folder / "expected")
+        assert [Path(entry.path).name for entry in read_manifest(tmp_path / "out.json").inputs] == ["a.jsonl"]
+        assert (tmp_path / "out.skipped.jsonl").exists()
+
+
 def test_a_run_that_is_over_is_not_done_again(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = arguments(folder, "part*.jsonl", tmp_path / "out")
     assert main(words) == 0
@@ -267,6 +287,37 @@ def test_a_manifest_never_replaces_a_file_of_another_kind(
     assert main(words) == 1
     assert "corpus.json: is needed for the manifest" in capsys.readouterr().err
     assert (tmp_path / "corpus.json").read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "name", ["out.json", "out.skipped.jsonl", "out_text_document.token_range.json", "out.unfinished/a.jsonl"]
+)
+@pytest.mark.parametrize("through_a_link", [False, True])
+def test_no_input_is_replaced_or_removed(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str], name: str, through_a_link: bool
+) -> None:
+    """Whatever it holds, also what a run of ours begins such a file with."""
+    beginning = {"out.json": b'{"manifest": 1, "text": ""}\n', "out.skipped.jsonl": REPORT_LINE}
+    content = beginning.get(name, b"") + corpora.lines(["some text"]).removeprefix(b"\xef\xbb\xbf")
+    (tmp_path / "out.unfinished").mkdir()
+    (tmp_path / name).write_bytes(content)
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / name)
+    words = arguments(tmp_path, "link.jsonl" if through_a_link else name, tmp_path / "out", "--overwrite")
+    words[5] = str(folder / "tokenizer.json")
+    assert main(words) == 1
+    assert "is an input, and a run would replace or remove it" in capsys.readouterr().err
+    assert (tmp_path / name).read_bytes() == content
+    assert not list(tmp_path.glob("*.bin"))
+
+
+@pytest.mark.parametrize("content", [b"", b'{"text": "a"}\n', b'{"place": "Rome", "text": "a"}\n'])
+def test_a_report_never_replaces_a_file_of_another_kind(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str], content: bytes
+) -> None:
+    (tmp_path / "out.skipped.jsonl").write_bytes(content)
+    assert main(arguments(folder, "part*.jsonl", tmp_path / "out", "--overwrite")) == 1
+    assert "out.skipped.jsonl: is needed for the report" in capsys.readouterr().err
+    assert (tmp_path / "out.skipped.jsonl").read_bytes() == content
 
 
 BAD = {
@@ -331,6 +382,37 @@ def test_a_run_that_stopped_continues_after_the_mend(
     assert main(words) == 0
     assert encoded == [text for text in texts[200:] if text]
     assert_equal(tmp_path / "out", folder / "expected")
+
+
+def test_names_that_are_not_utf_8_are_escaped(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the manifest and the report; an output cannot have such a name."""
+    odd = os.fsdecode(b"a\xe9.jsonl")
+    (tmp_path / odd).write_bytes(b'{"text": "a"}\n{"text": 5}\n')
+    words = arguments(tmp_path, odd, tmp_path / "out", "--on-bad-line", "skip")
+    words[5] = str(folder / "tokenizer.json")
+    assert main(words) == 0
+    assert [entry.path for entry in read_manifest(tmp_path / "out.json").inputs] == [f"{tmp_path}/a\\xe9.jsonl"]
+    assert json.loads((tmp_path / "out.skipped.jsonl").read_bytes())["place"] == f"{tmp_path}/a\\xe9.jsonl:2"
+    assert main([*words, "--on-bad-line", "stop", "--overwrite"]) == 1
+    assert "a\\xe9.jsonl:2: " in capsys.readouterr().err
+    words[words.index("--output-prefix") + 1] = str(tmp_path / odd)
+    assert main(words) == 1
+    assert "is not UTF-8" in capsys.readouterr().err
+
+
+def test_a_text_that_mending_empties_is_left_out(folder: Path, tmp_path: Path) -> None:
+    """Alone, and beside other keys only when these are empty too."""
+    vanishing = "\x01"
+    records = [("a", "b"), (vanishing, "c"), (vanishing, vanishing), ("", ""), ("d", vanishing)]
+    lines = [json.dumps({"text": text, "more": more}) for text, more in records]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    words = arguments(tmp_path, "a.jsonl", tmp_path / "out", "--ftfy", "--overwrite")
+    words[5] = str(folder / "tokenizer.json")
+    for more, kept in (([], 2), (["--jsonl-keys", "text", "more"], 3), (["--segment-keys", "text", "more"], 3)):
+        assert main([*words, *more]) == 0
+        counts = read_manifest(tmp_path / "out.json").counts
+        assert (counts.records, counts.documents, counts.empty) == (5, kept, 5 - kept)
+        assert len(IndexedDataset(tmp_path / "out_text_document")) == kept
 
 
 def test_manifest_says_what_went_in_and_what_came_out(folder: Path, tmp_path: Path) -> None:

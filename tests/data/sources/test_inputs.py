@@ -56,6 +56,26 @@ def test_the_order_is_the_one_given_and_folders_are_sorted(folder: Path, caplog:
     assert found("with,comma.txt") == ["with,comma.txt"]
 
 
+def test_what_megamesh_wrote_is_read_only_where_it_is_named(folder: Path) -> None:
+    report = '{"place": "b.jsonl:3", "reason": "bad-json", "message": "not JSON"}'
+    own = {
+        "out.json": '{\n  "manifest": 1,',
+        "out.skipped.jsonl": report,
+        "out.stdin.jsonl": "",
+        "out_text_document.token_range.json": "{}",
+        "out.unfinished/0f.json": "{}",
+        "sub/other.unfinished/joined/other.json": "{}",
+    }
+    theirs = {"corpus.json": '{"text": ""}', "the.skipped.jsonl": '{"text": ""}', "stdin.jsonl": ""}
+    for name, content in {**own, **theirs}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+    expected = ["a.txt", "b.jsonl", "sub/c.jsonl.zst", "sub/deep/d.parquet", "z/e.JSONL", *theirs]
+    assert sorted(found(".")) == sorted(found("**")) == sorted(found("*")) == sorted(expected)
+    assert found(*own) == list(own)
+    assert found("out.unfinished") == found("out.unfinished/*") == ["out.unfinished/0f.json"]
+
+
 def test_kinds() -> None:
     for name, kind in {
         "a.json": ("jsonl", "none"),

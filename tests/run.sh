@@ -12,6 +12,5 @@ if [ $# -eq 0 ]; then
     ruff format --check .
     mypy
     lint-imports
-    set -- -n 2 --dist loadfile --no-loadscope-reorder # two files at a time: tests wait for processes of their own
 fi
 exec python -m pytest "$@"

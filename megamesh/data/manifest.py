@@ -9,10 +9,11 @@ share the reading; a .bin has one per part, so that a merge knows its own withou
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -75,6 +76,32 @@ class Counts(_Model):
     documents: int
     empty: int
     skipped: dict[str, int]
+
+
+class Counted(Protocol):
+    """What has such counts."""
+
+    @property
+    def records(self) -> int: ...
+    @property
+    def documents(self) -> int: ...
+    @property
+    def empty(self) -> int: ...
+    @property
+    def skipped(self) -> dict[str, int]: ...
+
+
+def sum_counts(parts: Sequence[Counted]) -> Counts:
+    """Of all parts together."""
+    skipped = Counter[str]()
+    for part in parts:
+        skipped.update(part.skipped)
+    return Counts(
+        records=sum(part.records for part in parts),
+        documents=sum(part.documents for part in parts),
+        empty=sum(part.empty for part in parts),
+        skipped=dict(skipped),
+    )
 
 
 class Manifest(_Model):

@@ -7,7 +7,6 @@ those of the inputs' manifests, so that damage which an input had is found by th
 """
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 
 from megamesh.data.assemble import Assembly, Span, assemble, check_outputs, known_output
 from megamesh.data.format import DTYPE_CODES, bin_path
-from megamesh.data.manifest import Counts, Manifest, Output, Tokenizer
+from megamesh.data.manifest import Counts, Manifest, Output, Tokenizer, sum_counts
 from megamesh.data.preprocessing.records import versions
 from megamesh.data.stored import Stored, open_stored
 from megamesh.errors import DataError
@@ -139,12 +138,4 @@ def _summed(manifests: Sequence[Manifest | None]) -> Counts | None:
     counts = [manifest.counts for manifest in manifests if manifest is not None and manifest.counts is not None]
     if len(counts) < len(manifests):
         return None
-    skipped = Counter[str]()
-    for one in counts:
-        skipped.update(one.skipped)
-    return Counts(
-        records=sum(one.records for one in counts),
-        documents=sum(one.documents for one in counts),
-        empty=sum(one.empty for one in counts),
-        skipped=dict(skipped),
-    )
+    return sum_counts(counts)

@@ -6,7 +6,6 @@ A line of the report: {"place": "file:line", "reason": …, "message": …}, in 
 import importlib.metadata
 import json
 import platform
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
@@ -16,7 +15,6 @@ import numpy as np
 
 from megamesh.data.format import bin_path, idx_path
 from megamesh.data.manifest import (
-    Counts,
     Input,
     Manifest,
     Output,
@@ -25,6 +23,7 @@ from megamesh.data.manifest import (
     digest_of_file,
     manifest_path,
     name_as_text,
+    sum_counts,
     write_manifest,
 )
 from megamesh.data.own_files import report_path
@@ -60,7 +59,7 @@ def write_report(jobs: Sequence[Job], facts: Sequence[ShardFacts], folder: WorkF
 def describe_nothing(jobs: Sequence[Job], facts: Sequence[ShardFacts], folder: WorkFolder) -> str:
     """Why there is no document: how many records were left out for which reason, and the first bad ones, a line each."""
     files = list(dict.fromkeys(name_as_text(job.shard.file.path) for job in jobs))
-    counts = count_records(facts)
+    counts = sum_counts(facts)
     left_out = [f"{counts.empty:,} empty"] if counts.empty and counts.skipped else []
     left_out += [f"{number:,} {reason}" for reason, number in counts.skipped.items()]
     first = [f"{bad['place']}: {bad['message']}" for bad in islice(_bad_records(jobs, facts, folder), _NAMED)]
@@ -90,19 +89,6 @@ def _with_lines_before(jobs: Sequence[Job], facts: Sequence[ShardFacts]) -> Iter
         path, lines = job.shard.file.path, lines + fact.lines
 
 
-def count_records(facts: Sequence[ShardFacts]) -> Counts:
-    """The counts of all shards."""
-    skipped = Counter[str]()
-    for fact in facts:
-        skipped.update(fact.skipped)
-    return Counts(
-        records=sum(fact.records for fact in facts),
-        documents=sum(fact.documents for fact in facts),
-        empty=sum(fact.empty for fact in facts),
-        skipped=dict(skipped),
-    )
-
-
 def write_manifest_of(
     jobs: Sequence[Job],
     facts: Sequence[ShardFacts],
@@ -121,7 +107,7 @@ def write_manifest_of(
         tokenizer=encoder.tokenizer,
         inputs=_inputs(inputs, jobs, facts),
         options={**asdict(settings.read), **settings.described},
-        counts=count_records(facts),
+        counts=sum_counts(facts),
         versions=versions(),
     )
     write_manifest(manifest_path(folder.joined / folder.prefix.name), manifest)

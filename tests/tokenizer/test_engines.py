@@ -286,12 +286,14 @@ def test_lines_are_cut_only_where_that_changes_no_id() -> None:
 
 
 def test_a_right_engine_is_never_stopped() -> None:
+    """Its ids are passed on as they are."""
     reference = tokenizer(EXACT["GPT-2"]())
     engine = CheckedEngine(LibraryEngine(reference), reference, share=1.0)
-    for seed in range(10):
-        engine.encode(hard_texts(20, seed))
-    engine.encode(["🙂 é" * 40_000, ""])
-    engine.encode([])
+    for texts in (*(hard_texts(20, seed) for seed in range(10)), ["🙂 é" * 40_000, ""], []):
+        ids, lengths = engine.encode(texts)
+        expected = reference.encode_batch(texts)
+        assert lengths.tolist() == list(map(len, expected))
+        assert ids.tolist() == [token for document in expected for token in document]
 
 
 def test_characters_that_unicode_does_not_know_yet() -> None:

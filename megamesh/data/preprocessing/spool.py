@@ -2,7 +2,8 @@
 
     stream ─▶ a file without its name yet ─▶ <prefix>.stdin.jsonl or .txt, when the stream has ended
 
-A file of that name is therefore a whole stream, and one that exists already is never written to.
+A file of that name is therefore a whole stream, and one that exists already is never written to. A kill in the instant between taking the
+name and moving the stream there leaves the file empty, and the stream beside it under its temporary name.
 """
 
 import os

@@ -55,6 +55,22 @@ def test_joined_files_are_the_shards_in_order(folder: WorkFolder, num_ranks: int
     assert [(folder.joined / f"{name}.bin").read_bytes() for name in NAMES] == whole
 
 
+def test_a_rank_copies_its_own_shards_only(folder: WorkFolder) -> None:
+    """Between them it leaves holes for the others."""
+    facts, whole = write_shards(folder)
+    make_targets(NAMES, folder)
+    with Joiner([job(i) for i in range(NUM_SHARDS)], range(0, NUM_SHARDS, 2), NAMES, folder) as joiner:
+        joiner.add(facts)
+        joiner.finish()
+    for output, name in enumerate(NAMES):
+        content, place = (folder.joined / f"{name}.bin").read_bytes().ljust(len(whole[output]), b"\0"), 0
+        for number in range(NUM_SHARDS):
+            size = facts[number].outputs[output].num_bytes
+            expected = bytes(size) if number % 2 else whole[output][place : place + size]
+            assert content[place : place + size] == expected
+            place += size
+
+
 def test_a_shard_is_copied_as_soon_as_all_before_it_are_complete(folder: WorkFolder) -> None:
     facts, whole = write_shards(folder)
     make_targets(NAMES, folder)

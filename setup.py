@@ -7,7 +7,6 @@ setup(
     version="0.1.0",
     description="Pretraining of recursive (looped) transformers with Memory-as-State-Highways, at cluster scale",
     packages=find_packages(include=["megamesh", "megamesh.*"]),
-    package_data={"megamesh.hf": ["*.md"]},
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.13",

@@ -30,7 +30,7 @@ class WorkerError(Exception):
 
 
 class _Pool:
-    def __init__(self, world_size: int):
+    def __init__(self, world_size: int) -> None:
         context, self.world_size = multiprocessing.get_context("spawn"), world_size
         port = _free_port()
         self.connections: list[Connection] = []

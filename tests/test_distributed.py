@@ -33,7 +33,7 @@ def _hang_on_rank_zero() -> None:
         time.sleep(600)
 
 
-def test_results_come_back_by_rank_and_processes_are_reused():
+def test_results_come_back_by_rank_and_processes_are_reused() -> None:
     first, second = run(2, _sum_of_ranks, 10), run(2, _sum_of_ranks, 20)
     assert [answer[:2] for answer in first] == [(0, 21.0), (1, 21.0)]
     assert [answer[:2] for answer in second] == [(0, 41.0), (1, 41.0)]
@@ -49,7 +49,7 @@ def test_results_come_back_by_rank_and_processes_are_reused():
         (_hang_on_rank_zero, r"rank 0 did not answer in time"),
     ],
 )
-def test_failure_names_the_rank_in_bounded_time_and_the_pool_recovers(function, expected):
+def test_failure_names_the_rank_in_bounded_time_and_the_pool_recovers(function, expected: str) -> None:
     run(2, _sum_of_ranks, 0)
     start = time.monotonic()
     with pytest.raises(WorkerError, match=expected):

@@ -19,10 +19,10 @@ from megamesh.arguments import from_one, read_overrides
 from megamesh.command import run_command
 from megamesh.config.batch import model_ranks
 from megamesh.errors import ConfigError
-from megamesh.training.tables import aligned
+from megamesh.tables import aligned
 
 if TYPE_CHECKING:
-    from megamesh.training.benchmark_processes import Candidate
+    from megamesh.benchmark.processes import Candidate
 
 SMALLEST_INDEX = 100_000
 
@@ -176,8 +176,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def candidates_of(args: argparse.Namespace) -> "list[Candidate]":
     """The configuration's model, and those that it is compared with."""
+    from megamesh.benchmark.processes import make_candidate
     from megamesh.config.load import load_config
-    from megamesh.training.benchmark_processes import make_candidate
     from megamesh.training.vocabulary import vocabulary_size
 
     config = load_config(args.configs, args.overrides, for_training=False).run
@@ -186,7 +186,7 @@ def candidates_of(args: argparse.Namespace) -> "list[Candidate]":
 
 
 def comm_tables(args: argparse.Namespace) -> str:
-    from megamesh.training.communication import CommunicationReport, measure_communication
+    from megamesh.benchmark.communication import CommunicationReport, measure_communication
 
     def table(report: CommunicationReport) -> str:
         parallel = report.candidate.config.parallel
@@ -209,7 +209,7 @@ def comm_tables(args: argparse.Namespace) -> str:
 
 
 def pipeline_table(args: argparse.Namespace) -> str:
-    from megamesh.training.bubble import BubbleReport, measure_bubble
+    from megamesh.benchmark.bubble import BubbleReport, measure_bubble
 
     def row(report: BubbleReport) -> tuple[str, ...]:
         measured, simulated = report.measured_idle_share, report.simulated.idle_share
@@ -239,7 +239,7 @@ def pipeline_table(args: argparse.Namespace) -> str:
 
 
 def checkpoint_table(args: argparse.Namespace) -> str:
-    from megamesh.training.checkpoint_speed import WayReport, measure_checkpoints
+    from megamesh.benchmark.checkpoint_speed import WayReport, measure_checkpoints
 
     if not args.folder.is_dir():
         raise ConfigError(f"--folder {args.folder} is not a folder; name one that exists")
@@ -275,7 +275,7 @@ def index_tokens(text: str) -> int:
 def data_tables(args: argparse.Namespace) -> str:
     import tempfile
 
-    from megamesh.training import data_benchmark as speed
+    from megamesh.benchmark import data as speed
 
     if not args.folder.is_dir():
         raise ConfigError(f"--folder {args.folder} is not a folder; name one that exists")
@@ -324,7 +324,7 @@ def spread(seconds: Sequence[float]) -> str:
 
 
 def train_table(args: argparse.Namespace) -> str:
-    from megamesh.training.benchmark import Measurement, benchmark
+    from megamesh.benchmark.report import Measurement, benchmark
 
     candidates = candidates_of(args)
     results = benchmark(

@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import get_args
 
 from megamesh.command import run_command
-from megamesh.hf.compare import Agreement
-from megamesh.hf.import_check import Check
-from megamesh.hf.imported_tokenizer import TYPES, TokenizerChoice
-from megamesh.hf.importing import import_model
+from megamesh.hf.exporting.compare import Agreement
+from megamesh.hf.importing.import_check import Check
+from megamesh.hf.importing.imported_tokenizer import TYPES, TokenizerChoice
+from megamesh.hf.importing.importing import import_model
 from megamesh.hf.memory import peak_bytes
 
 

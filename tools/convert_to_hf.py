@@ -25,10 +25,10 @@ from tqdm import tqdm
 from megamesh.arguments import add_checkpoint, add_moved_tokenizer
 from megamesh.checkpoint.inference import open_checkpoint
 from megamesh.command import run_command
-from megamesh.hf.export import DTYPES, ExportReport, export_model
-from megamesh.hf.source import checkpoint_source
+from megamesh.hf.exporting.export import DTYPES, ExportReport, export_model
+from megamesh.hf.exporting.source import checkpoint_source
+from megamesh.hf.exporting.weights import parse_size
 from megamesh.hf.staging import refuse_existing
-from megamesh.hf.weights import parse_size
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

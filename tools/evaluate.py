@@ -37,7 +37,7 @@ from tqdm import tqdm
 from megamesh.arguments import add_checkpoint, add_moved_tokenizer, from_one
 from megamesh.checkpoint.inference import OpenCheckpoint, open_checkpoint
 from megamesh.command import json_text, run_command
-from megamesh.config.sections import ModelConfig
+from megamesh.config.keys import ModelConfig
 from megamesh.data.sources import InputFile, ReadOptions, find_inputs, read_texts
 from megamesh.data.sources.inputs import SUPPORTED
 from megamesh.errors import ConfigError
@@ -45,7 +45,7 @@ from megamesh.evaluation.scores import Question, read_questions, score_choices, 
 from megamesh.generation.processes import first_then_all, load_over, one_model
 from megamesh.launch import read_launch
 from megamesh.model.transformer import Transformer
-from megamesh.training.tables import aligned
+from megamesh.tables import aligned
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -39,7 +39,7 @@ from megamesh.checkpoint.reader import read_meta
 from megamesh.checkpoint.verification import Problem, num_stored_bytes, verify_checkpoint, verify_folder
 from megamesh.command import json_text, run_command
 from megamesh.errors import CheckpointError
-from megamesh.training.tables import aligned
+from megamesh.tables import aligned
 
 COMMANDS = ("list", "verify", "compare")
 MOST_PROBLEMS = 50

@@ -25,14 +25,14 @@ from tqdm import tqdm
 
 from megamesh.arguments import from_one, picture
 from megamesh.command import json_text, run_command
-from megamesh.config.sections import TokenizerConfig
-from megamesh.data.indexed import IndexedDataset
-from megamesh.data.statistics import Bin, Statistics, shares, statistics
-from megamesh.data.stored import Sections, Stored, find_prefixes, open_stored
-from megamesh.data.verification import Problem, id_problem, verify
+from megamesh.config.keys import TokenizerConfig
+from megamesh.data.store.indexed import IndexedDataset
+from megamesh.data.store.statistics import Bin, Statistics, shares, statistics
+from megamesh.data.store.stored import Sections, Stored, find_prefixes, open_stored
+from megamesh.data.store.verification import Problem, id_problem, verify
 from megamesh.errors import DataError
+from megamesh.tables import aligned
 from megamesh.tokenizer import build_tokenizer
-from megamesh.training.tables import aligned
 
 TOKENIZER_TYPES = get_args(TokenizerConfig.model_fields["tokenizer_type"].annotation)
 BAR_WIDTH = 40

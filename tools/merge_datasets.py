@@ -9,8 +9,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from megamesh.command import run_command
-from megamesh.data.merge import merge
-from megamesh.data.stored import find_prefixes
+from megamesh.data.store.merge import merge
+from megamesh.data.store.stored import find_prefixes
 from megamesh.errors import ConfigError, DataError
 
 EXAMPLES = """\

@@ -12,7 +12,7 @@ from megamesh.command import run_command
 from megamesh.errors import ConfigError
 
 if TYPE_CHECKING:
-    from megamesh.training.plan.search import Plan
+    from megamesh.planning.search import Plan
 
 EPILOG = """\
 what the estimates are made of
@@ -110,10 +110,10 @@ def three_sizes(text: str) -> tuple[int, int, int]:
 def make_plan(args: argparse.Namespace) -> "tuple[Plan, dict[str, Any]]":
     """The plan, and its report."""
     from megamesh.config.load import load_config
-    from megamesh.training.plan.hardware import Cluster
-    from megamesh.training.plan.report import report_plan
-    from megamesh.training.plan.search import plan
-    from megamesh.training.plan.speed import read_measured, speed_from_flops, speed_from_layer_seconds
+    from megamesh.planning.hardware import Cluster
+    from megamesh.planning.report import report_plan
+    from megamesh.planning.search import plan
+    from megamesh.planning.speed import read_measured, speed_from_flops, speed_from_layer_seconds
     from megamesh.training.vocabulary import known_vocabulary_size
 
     run = load_config(args.configs, args.overrides, for_training=False).run
@@ -156,7 +156,7 @@ def draw(found: "Plan", path: Path) -> str:
 
 
 def run(args: argparse.Namespace) -> None:
-    from megamesh.training.plan.report import describe_plan
+    from megamesh.planning.report import describe_plan
 
     found, report = make_plan(args)
     drawn = draw(found, args.plot) if args.plot else None

@@ -80,8 +80,8 @@ def plot_loss(args: argparse.Namespace) -> None:
 
 def plot_routers(args: argparse.Namespace) -> None:
     from megamesh.checkpoint.inference import load_for_inference
-    from megamesh.data.build import build_datasets
-    from megamesh.data.loader import iterate_batches
+    from megamesh.data.samples.build import build_datasets
+    from megamesh.data.samples.loader import iterate_batches
     from megamesh.diagnostics.plots import plot_router_maps
     from megamesh.diagnostics.router_maps import router_maps
 

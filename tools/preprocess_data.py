@@ -13,8 +13,7 @@ from typing import get_args
 
 from megamesh.arguments import from_one
 from megamesh.command import run_command
-from megamesh.config.sections import TokenizerConfig
-from megamesh.data.manifest import tokenizer_facts
+from megamesh.config.keys import TokenizerConfig
 from megamesh.data.preprocessing import Settings, Summary, preprocess
 from megamesh.data.preprocessing.encoders import Encoder, TextEncoder
 from megamesh.data.preprocessing.masked_encoders import ChatEncoder, Masking, masked_encoder
@@ -23,6 +22,7 @@ from megamesh.data.preprocessing.ranks import MpiRanks, OneProcess, Ranks
 from megamesh.data.preprocessing.spool import Spool
 from megamesh.data.sources.inputs import InputFile, find_inputs
 from megamesh.data.sources.records import ReadOptions
+from megamesh.data.store.manifest import tokenizer_facts
 from megamesh.errors import ConfigError
 from megamesh.launch import read_launch
 from megamesh.tokenizer import build_tokenizer, tokenizer_identity

@@ -10,9 +10,9 @@ from tqdm import tqdm
 
 from megamesh.arguments import from_one
 from megamesh.command import run_command
-from megamesh.config.sections import DataConfig
-from megamesh.data.split import Share, by_parts, by_range, by_shares, split
-from megamesh.data.stored import Stored
+from megamesh.config.keys import DataConfig
+from megamesh.data.store.split import Share, by_parts, by_range, by_shares, split
+from megamesh.data.store.stored import Stored
 from megamesh.errors import ConfigError
 
 EXAMPLES = """\

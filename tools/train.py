@@ -78,7 +78,7 @@ def train(parsed: argparse.Namespace) -> None:
 
 
 def show(parsed: argparse.Namespace) -> None:
-    from megamesh.training.dry_run import describe, dry_run
+    from megamesh.planning.dry_run import describe, dry_run
 
     report = dry_run(load_config(parsed.configs, parsed.overrides, for_training=False), parsed.world_size)
     print(json.dumps(report, indent=2, ensure_ascii=False) if parsed.json else describe(report))

@@ -108,8 +108,8 @@ def run(args: argparse.Namespace) -> None:
     from megamesh.checkpoint.meta import CONFIGS_FOLDER
     from megamesh.evaluation.text_loss import read_windows
     from megamesh.generation.processes import one_model
-    from megamesh.training.upcycle import CONFIG_NAME, losses, plan_upcycling, write_upcycled
-    from megamesh.training.upcycle_report import describe_losses, describe_seeds, describe_sizes, describe_start
+    from megamesh.upcycling.model import CONFIG_NAME, losses, plan_upcycling, write_upcycled
+    from megamesh.upcycling.report import describe_losses, describe_seeds, describe_sizes, describe_start
 
     moved = {"vocab_file": args.vocab_file, "merge_file": args.merge_file}
     source = open_checkpoint(args.checkpoint, **moved)

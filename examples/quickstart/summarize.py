@@ -8,8 +8,8 @@ import numpy as np
 
 from megamesh.checkpoint.reader import read_meta
 from megamesh.config.sections import RunConfig
-from megamesh.data.indexed import IndexedDataset
-from megamesh.data.splits import split_documents
+from megamesh.data.store.indexed import IndexedDataset
+from megamesh.data.store.splits import split_documents
 from megamesh.diagnostics.plots import LossCurve, plot_losses
 from megamesh.evaluation.perplexity import perplexity
 from megamesh.evaluation.unigram import unigram_loss

@@ -20,8 +20,9 @@ from torch import Tensor
 from megamesh.checkpoint.folder import resolve_checkpoint
 from megamesh.checkpoint.reader import read_meta, read_parts, read_weights, weight_shapes
 from megamesh.checkpoint.together import on_every_rank
+from megamesh.config.keys import ModelConfig
 from megamesh.config.rule import either
-from megamesh.config.sections import ModelConfig, RunConfig
+from megamesh.config.sections import RunConfig
 from megamesh.config.tensor_parallel import divided_parts, dividing_sizes
 from megamesh.errors import CheckpointError, ConfigError, DataError
 from megamesh.model.build import empty_model

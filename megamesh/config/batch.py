@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from megamesh.config.sections import BatchConfig, ParallelConfig
+from megamesh.config.keys import BatchConfig, ParallelConfig
 from megamesh.errors import ConfigError
 
 

@@ -17,8 +17,8 @@ import logging
 from typing import Any
 
 from megamesh.config.batch import ResolvedBatch
-from megamesh.config.checks_optimizer import ZERO_KEYS
-from megamesh.config.sections import OptimizerConfig, PrecisionConfig
+from megamesh.config.checks.optimizer import ZERO_KEYS
+from megamesh.config.keys import OptimizerConfig, PrecisionConfig
 
 log = logging.getLogger(__name__)
 

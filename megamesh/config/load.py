@@ -20,10 +20,11 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from megamesh.config.checks import check_complete, check_rules
+from megamesh.config.keys import Section
 from megamesh.config.neox import IGNORED, REFUSED, RENAMED
 from megamesh.config.precision_blocks import PRECISION_BLOCKS, choose_precision, keys_without_effect
 from megamesh.config.rule import Given, show_value
-from megamesh.config.sections import SECTIONS, RunConfig, Section
+from megamesh.config.sections import SECTIONS, RunConfig
 from megamesh.config.yaml_files import FlatKeys, apply_overrides, normalise, read_files, yaml_text
 from megamesh.errors import ConfigError
 

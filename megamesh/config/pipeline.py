@@ -10,8 +10,8 @@ Every part lists the layers of each rank.
 
 import re
 
+from megamesh.config.keys import ParallelConfig
 from megamesh.config.recursion import RecursionLayout
-from megamesh.config.sections import ParallelConfig
 from megamesh.errors import ConfigError
 
 METHODS = ("cost", "uniform", "parameters")

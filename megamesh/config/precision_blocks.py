@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any
 
+from megamesh.config.keys import PrecisionConfig
 from megamesh.config.rule import show_value
-from megamesh.config.sections import PrecisionConfig
 from megamesh.config.yaml_files import COMMAND_LINE, FlatKeys
 
 PRECISION_BLOCKS = ("fp16", "bf16")

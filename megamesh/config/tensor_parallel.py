@@ -11,9 +11,10 @@ A rank without a token id would hold nothing but padding. The vocabulary is know
 import math
 from collections.abc import Callable, Iterable
 
+from megamesh.config.keys import ModelConfig, RecursionConfig
 from megamesh.config.recursion import parse_scheme
 from megamesh.config.rule import divisors, either
-from megamesh.config.sections import ModelConfig, RecursionConfig, RunConfig
+from megamesh.config.sections import RunConfig
 from megamesh.errors import ConfigError
 
 HIGHWAY_SCHEMES = ("static", "dynamic", "mesh")

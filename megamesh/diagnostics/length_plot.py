@@ -8,7 +8,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from megamesh.data.statistics import Statistics
+from megamesh.data.store.statistics import Statistics
 
 
 def plot_lengths(found: Sequence[Statistics], path: Path) -> None:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 import megamesh
 from megamesh.config.batch import ResolvedBatch
 from megamesh.config.deepspeed import deepspeed_config
-from megamesh.config.sections import OptimizerConfig, PrecisionConfig
+from megamesh.config.keys import OptimizerConfig, PrecisionConfig
 from megamesh.engine.loss_scale import can_fall, first_loss_scale, next_loss_scale
 from megamesh.engine.optimizer import build_optimizer
 from megamesh.engine.passes import Passes, RingPasses, WholePasses

@@ -11,7 +11,7 @@ no further is not ended here but left to max_nonfinite_steps. In other precision
 
 from dataclasses import dataclass, replace
 
-from megamesh.config.sections import PrecisionConfig
+from megamesh.config.keys import PrecisionConfig
 
 FACTOR = 2.0
 

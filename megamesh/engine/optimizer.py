@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from megamesh.config.sections import OptimizerConfig
+from megamesh.config.keys import OptimizerConfig
 
 log = logging.getLogger(__name__)
 EMBEDDINGS = frozenset({"embedding", "position_embedding"})

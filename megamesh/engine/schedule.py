@@ -11,7 +11,7 @@ The curves are GPT-NeoX's: the very first step of a warm-up has rate 0, and `lin
 
 import math
 
-from megamesh.config.sections import OptimizerConfig
+from megamesh.config.keys import OptimizerConfig
 
 
 def learning_rate(step: int, optimizer: OptimizerConfig, train_iters: int) -> float:

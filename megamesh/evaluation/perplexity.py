@@ -13,7 +13,7 @@ from itertools import islice
 import torch
 import torch.distributed as dist
 
-from megamesh.data.batch import Batch
+from megamesh.data.samples.batch import Batch
 from megamesh.engine.engine import TrainingEngine
 from megamesh.parallel.mesh import ProcessMesh
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from megamesh.data.batch import Batch, make_batch
+from megamesh.data.samples.batch import Batch, make_batch
 from megamesh.data.sources import ReadOptions, find_inputs, read_texts
 from megamesh.errors import DataError
 from megamesh.model.transformer import Transformer

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megamesh.config.sections import ModelConfig
+from megamesh.config.keys import ModelConfig
 from megamesh.errors import ConfigError
 from megamesh.generation.cache import KVCache
 from megamesh.generation.sampling import Sampler, Sampling

@@ -17,8 +17,8 @@ import torch
 import torch.distributed as dist
 
 from megamesh.checkpoint.inference import OpenCheckpoint, load_model
+from megamesh.config.keys import ParallelConfig
 from megamesh.config.rule import divisors, either
-from megamesh.config.sections import ParallelConfig
 from megamesh.engine.distributed import init_distributed, shut_down_distributed
 from megamesh.engine.liveness import leaving_together
 from megamesh.errors import ConfigError

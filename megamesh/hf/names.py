@@ -20,8 +20,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from megamesh.config.keys import ModelConfig, RecursionConfig
 from megamesh.config.recursion import RecursionLayout, parse_scheme
-from megamesh.config.sections import ModelConfig, RecursionConfig
 from megamesh.errors import CheckpointError
 
 Architecture = Literal["gpt_neox", "llama", "megamesh"]

@@ -16,7 +16,7 @@ from typing import Protocol
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from megamesh.config.sections import ModelConfig
+from megamesh.config.keys import ModelConfig
 from megamesh.model.norms import build_norm
 from megamesh.model.rotary import apply_rotary, rotary_angles
 from megamesh.parallel.layers import ColumnParallelLinear, RowParallelLinear

@@ -9,7 +9,7 @@ Letters: T tokens of this rank's states, D hidden size.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from megamesh.config.sections import ModelConfig
+from megamesh.config.keys import ModelConfig
 from megamesh.model.attention import Attention, AttentionInputs
 from megamesh.model.mlp import MLP
 from megamesh.model.norms import build_norm

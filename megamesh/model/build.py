@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from megamesh.config.sections import ModelConfig, PrecisionConfig, RecursionConfig, TrainingConfig
+from megamesh.config.keys import ModelConfig, PrecisionConfig, RecursionConfig, TrainingConfig
 from megamesh.model.compile import compile_blocks
 from megamesh.model.init import initialise
 from megamesh.model.recompute import Recompute

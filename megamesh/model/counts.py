@@ -10,8 +10,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from megamesh.config.keys import ModelConfig, RecursionConfig
 from megamesh.config.recursion import RecursionLayout, parse_scheme
-from megamesh.config.sections import ModelConfig, RecursionConfig
 
 Shape = tuple[int, ...]
 

@@ -7,7 +7,7 @@ import math
 
 from torch import Tensor
 
-from megamesh.config.sections import ModelConfig
+from megamesh.config.keys import ModelConfig
 from megamesh.parallel.layers import VocabParallelEmbedding
 from megamesh.parallel.tensor import TensorParallel
 

@@ -17,8 +17,8 @@ Letters: S sequence, D hidden size, V padded vocabulary, H heads, d head dimensi
 
 from dataclasses import dataclass
 
+from megamesh.config.keys import ModelConfig, RecursionConfig
 from megamesh.config.recursion import RecursionLayout, parse_scheme
-from megamesh.config.sections import ModelConfig, RecursionConfig
 from megamesh.model.counts import NUM_MIXED_STATES
 
 TRAINING_TO_FORWARD = 3

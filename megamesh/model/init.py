@@ -12,8 +12,9 @@ import math
 import torch
 from torch import Tensor
 
+from megamesh.config.keys import ModelConfig, RecursionConfig
+from megamesh.config.keys.model import InitMethod
 from megamesh.config.recursion import parse_scheme
-from megamesh.config.sections import InitMethod, ModelConfig, RecursionConfig
 from megamesh.model.transformer import Transformer
 from megamesh.parallel.random import keyed_generator
 from megamesh.parallel.shards import fill_from_global

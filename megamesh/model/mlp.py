@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from megamesh.config.sections import Activation, ModelConfig
+from megamesh.config.keys import ModelConfig
+from megamesh.config.keys.model import Activation
 from megamesh.parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megamesh.parallel.tensor import TensorParallel
 

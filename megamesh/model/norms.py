@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from megamesh.config.sections import ModelConfig
+from megamesh.config.keys import ModelConfig
 
 
 def build_norm(model: ModelConfig, width: int | None = None) -> nn.Module:

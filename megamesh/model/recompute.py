@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, is_grad_enabled, nn
 from torch.utils.checkpoint import checkpoint
 
-from megamesh.config.sections import TrainingConfig
+from megamesh.config.keys import TrainingConfig
 from megamesh.model.attention import AttentionInputs
 
 

@@ -18,8 +18,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from megamesh.config.keys import ModelConfig, RecursionConfig
 from megamesh.config.recursion import RecursionLayout
-from megamesh.config.sections import ModelConfig, RecursionConfig
 from megamesh.model.attention import KeyValueCache, attention_inputs
 from megamesh.model.block import StateDropout, build_block
 from megamesh.model.embedding import TokenEmbedding

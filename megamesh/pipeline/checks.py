@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from itertools import count
 
-from megamesh.config.sections import ParallelConfig
+from megamesh.config.keys import ParallelConfig
 from megamesh.errors import ConfigError
 from megamesh.pipeline.order import micro_batches_fit
 

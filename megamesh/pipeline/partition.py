@@ -12,9 +12,9 @@ not follow to the letter.
 
 from collections.abc import Sequence
 
+from megamesh.config.keys import ModelConfig, ParallelConfig, RecursionConfig
 from megamesh.config.pipeline import Counts, PartSizes, even_counts, example_partition, parse_partition, part_sizes
 from megamesh.config.recursion import RecursionLayout
-from megamesh.config.sections import ModelConfig, ParallelConfig, RecursionConfig
 from megamesh.errors import ConfigError
 from megamesh.model.counts import count_parameters, module_of, parameter_shapes
 from megamesh.model.flops import flops_per_token

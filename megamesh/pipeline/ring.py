@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megamesh.config.sections import ModelConfig
+from megamesh.config.keys import ModelConfig
 from megamesh.model.attention import KeyValueCache, attention_inputs
 from megamesh.model.transformer import Transformer
 from megamesh.parallel.collectives import Direction, Running

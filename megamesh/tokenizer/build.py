@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from megamesh.config.sections import TokenizerConfig
+from megamesh.config.keys import TokenizerConfig
 from megamesh.errors import ConfigError
 from megamesh.tokenizer.backend import BackendTokenizer, load_characters, load_gpt2_bpe, load_hf
 from megamesh.tokenizer.base import Tokenizer, required_file

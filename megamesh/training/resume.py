@@ -19,7 +19,8 @@ from megamesh.checkpoint.load import load_checkpoint
 from megamesh.checkpoint.meta import CheckpointMeta, RunState
 from megamesh.checkpoint.reader import read_meta
 from megamesh.config.batch import ResolvedBatch, resolve_batch
-from megamesh.config.sections import SECTIONS, BatchConfig, CheckpointConfig, OptimizerConfig, RunConfig
+from megamesh.config.keys import BatchConfig, CheckpointConfig, OptimizerConfig
+from megamesh.config.sections import SECTIONS, RunConfig
 from megamesh.engine.engine import TrainingEngine
 from megamesh.errors import CheckpointError
 

@@ -21,10 +21,10 @@ from megamesh.config.batch import ResolvedBatch, data_parallel_size, resolve_bat
 from megamesh.config.load import LoadedConfig
 from megamesh.config.sections import RunConfig
 from megamesh.config.tensor_parallel import padded_vocabulary
-from megamesh.data.batch import Batch
-from megamesh.data.build import DataSplits, build_datasets, num_train_samples
-from megamesh.data.dataset import TokenDataset
-from megamesh.data.loader import iterate_batches
+from megamesh.data.samples.batch import Batch
+from megamesh.data.samples.build import DataSplits, build_datasets, num_train_samples
+from megamesh.data.samples.dataset import TokenDataset
+from megamesh.data.samples.loader import iterate_batches
 from megamesh.engine.distributed import init_distributed, shut_down_distributed
 from megamesh.engine.engine import TrainingEngine
 from megamesh.engine.liveness import leaving_together

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from megamesh.config.sections import PrecisionConfig
+from megamesh.config.keys import PrecisionConfig
 
 # Dense bf16 and fp16 tensor-core peaks in TFLOP/s, from the vendors' data sheets; the device's name must match as a whole.
 PEAK_TFLOPS = {

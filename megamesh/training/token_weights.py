@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 import torch.distributed as dist
 
-from megamesh.data.batch import Batch
+from megamesh.data.samples.batch import Batch
 from megamesh.parallel.mesh import ProcessMesh
 
 log = logging.getLogger(__name__)

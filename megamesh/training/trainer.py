@@ -23,7 +23,7 @@ from torch import Tensor
 
 from megamesh.checkpoint.meta import RunState
 from megamesh.config.batch import ResolvedBatch
-from megamesh.data.batch import Batch
+from megamesh.data.samples.batch import Batch
 from megamesh.engine.engine import StepResult, TrainingEngine
 from megamesh.parallel.mesh import ProcessMesh
 from megamesh.parallel.random import seed_micro_batch

@@ -3,8 +3,8 @@
 import logging
 from pathlib import Path
 
-from megamesh.config.sections import DataConfig, ModelConfig, TokenizerConfig
-from megamesh.data.manifest import tokenizer_disagreement, tokenizer_facts
+from megamesh.config.keys import DataConfig, ModelConfig, TokenizerConfig
+from megamesh.data.store.manifest import tokenizer_disagreement, tokenizer_facts
 from megamesh.errors import ConfigError
 from megamesh.tokenizer.build import build_tokenizer, tokenizer_identity
 

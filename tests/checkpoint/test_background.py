@@ -32,7 +32,7 @@ SETUPS = [
 class _Gate:
     """Holds the writes of this process back, or their ends, until it is opened; the `broken` one fails."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, broken: int = -1, *, at_the_end: bool = False):
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, broken: int = -1, *, at_the_end: bool = False) -> None:
         self.open, self.broken, self.count, self.at_the_end = threading.Event(), broken, 0, at_the_end
         monkeypatch.setattr(background, "write", self.write)
 
@@ -82,7 +82,7 @@ def _save_while_training(setup: Setup, folder: Path) -> bool:
 @pytest.mark.parametrize(
     ("world_size", "setup"), SETUPS, ids=lambda value: "" if isinstance(value, int) else f"{value.stage}"
 )
-def test_a_save_holds_the_moment_at_which_it_began(tmp_path, world_size, setup):
+def test_a_save_holds_the_moment_at_which_it_began(tmp_path: Path, world_size: int, setup) -> None:
     assert run(world_size, _save_while_training, setup, tmp_path) == [True] * world_size
 
 
@@ -104,7 +104,7 @@ def _poll_with_one_slow_rank(folder: Path) -> list[bool]:
         return [*ended, find_latest(folder) is not None]
 
 
-def test_no_rank_sees_the_end_before_the_others(tmp_path):
+def test_no_rank_sees_the_end_before_the_others(tmp_path: Path) -> None:
     assert run(2, _poll_with_one_slow_rank, tmp_path) == [[False, False, True]] * 2
 
 
@@ -135,7 +135,7 @@ def _fail_and_go_on(folder: Path) -> str:
         return message
 
 
-def test_a_failed_save_is_told_to_all_and_the_checkpoint_before_it_stands(tmp_path):
+def test_a_failed_save_is_told_to_all_and_the_checkpoint_before_it_stands(tmp_path: Path) -> None:
     assert run(2, _fail_and_go_on, tmp_path) == ["the save of step 1 failed: the disk is full"] * 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["global_step1", "latest"]
 
@@ -156,7 +156,7 @@ def _short_of_memory(folder: Path) -> str:
         return str(caught.value)
 
 
-def test_too_little_host_memory_on_one_rank_is_an_error_on_all(tmp_path):
+def test_too_little_host_memory_on_one_rank_is_an_error_on_all(tmp_path: Path) -> None:
     first, second = run(2, _short_of_memory, tmp_path)
     assert first == second
     assert first.endswith("asynchronous save (DefaultCPUAllocator: can't allocate memory); set async_save: false")

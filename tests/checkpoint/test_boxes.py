@@ -12,7 +12,7 @@ from megamesh.parallel.shards import Block, ShardSpec
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (7,), (3, 5), (5, 1), (1, 6), (2, 3, 4), (3, 1, 2), (2, 2, 2, 3)])
-def test_every_range_of_a_tensor_is_covered_once_by_few_contiguous_boxes(shape):
+def test_every_range_of_a_tensor_is_covered_once_by_few_contiguous_boxes(shape) -> None:
     numbers = torch.arange(math.prod(shape)).view(shape)
     for start, end in itertools.combinations(range(math.prod(shape) + 1), 2):
         covered = []
@@ -39,7 +39,7 @@ def _fused_spec(shape: tuple[int, int], dim: int, parts: list[int], size: int, r
 
 @pytest.mark.parametrize("dim", [0, 1])
 @pytest.mark.parametrize("parts", [[12], [6, 4, 2], [5, 7]])
-def test_fragments_of_all_ranks_rebuild_the_global_tensor(dim, parts):
+def test_fragments_of_all_ranks_rebuild_the_global_tensor(dim: int, parts) -> None:
     draw = random.Random(str((dim, parts)))
     shape = (sum(parts), 5) if dim == 0 else (5, sum(parts))
     numbers = torch.arange(math.prod(shape), dtype=torch.float32).view(shape)

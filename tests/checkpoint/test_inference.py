@@ -1,6 +1,7 @@
 """A checkpoint folder suffices to load a model, and what does not fit is named."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from tests.generation.checkpoints import rewrite_meta, write_checkpoint
 from tests.hf.small_models import MESH, PLAIN, build, llama_config, model_config, tokenizer_file, tokens
 
 
-def test_the_folder_alone_gives_model_configuration_and_tokenizer(tmp_path) -> None:
+def test_the_folder_alone_gives_model_configuration_and_tokenizer(tmp_path: Path) -> None:
     ours = build(llama_config(no_weight_tying=False))
     folder = write_checkpoint(tmp_path / "save", ours, MESH, tokenizer_file(tmp_path))
     for path in (folder, tmp_path / "save"):
@@ -24,7 +25,7 @@ def test_the_folder_alone_gives_model_configuration_and_tokenizer(tmp_path) -> N
     assert torch.equal(half.embedding.weight, ours.embedding.weight.bfloat16())
 
 
-def test_a_tokenizer_that_moved_can_be_named(tmp_path) -> None:
+def test_a_tokenizer_that_moved_can_be_named(tmp_path: Path) -> None:
     moved = tokenizer_file(tmp_path)
     folder = write_checkpoint(tmp_path / "save", build(model_config(), PLAIN), PLAIN, tmp_path / "gone.json")
     with pytest.raises(DataError, match=r"gone\.json.*--vocab-file"):
@@ -32,7 +33,7 @@ def test_a_tokenizer_that_moved_can_be_named(tmp_path) -> None:
     assert open_checkpoint(folder, vocab_file=str(moved)).tokenizer.vocab_size == 57
 
 
-def test_what_does_not_fit_is_named(tmp_path) -> None:
+def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     vocab = tokenizer_file(tmp_path)
     folder = write_checkpoint(tmp_path / "save", build(model_config()), MESH, vocab)
     meta = json.loads((folder / "meta.json").read_text())

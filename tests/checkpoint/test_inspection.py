@@ -31,7 +31,7 @@ PIECE = "core.0.mlp.up.weight"
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory) -> dict[str, tuple[Path, dict[str, torch.Tensor]]]:
+def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, dict[str, torch.Tensor]]]:
     """For each layout a checkpoint and what must be in it."""
     found = {}
     for name, (size, setup) in LAYOUTS.items():
@@ -42,7 +42,7 @@ def saved(tmp_path_factory) -> dict[str, tuple[Path, dict[str, torch.Tensor]]]:
 
 
 @pytest.fixture
-def copy(saved, tmp_path) -> Path:
+def copy(saved: dict[str, tuple[Path, dict[str, torch.Tensor]]], tmp_path: Path) -> Path:
     """A checkpoint to damage: two files, most tensors in pieces."""
     shutil.copytree(saved["dp 2, ZeRO 3"][0], tmp_path / "save")
     return resolve_checkpoint(tmp_path / "save")
@@ -74,7 +74,9 @@ def write_copy(path: Path, folder: Path, change: Callable[[str, torch.Tensor], t
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_names_shapes_values_and_norms_are_told_whatever_wrote_them(saved, layout: str) -> None:
+def test_names_shapes_values_and_norms_are_told_whatever_wrote_them(
+    saved: dict[str, tuple[Path, dict[str, torch.Tensor]]], layout: str
+) -> None:
     folder, state = saved[layout]
     reader = TensorReader(resolve_checkpoint(folder))
     tensors = stored_tensors(reader.metadata)
@@ -87,7 +89,9 @@ def test_names_shapes_values_and_norms_are_told_whatever_wrote_them(saved, layou
         assert (tensor.dtype, tensor.num_bytes) == ("float32", value.nbytes)
 
 
-def test_tensors_are_listed_in_the_order_of_the_model_and_chosen_by_name(saved) -> None:
+def test_tensors_are_listed_in_the_order_of_the_model_and_chosen_by_name(
+    saved: dict[str, tuple[Path, dict[str, torch.Tensor]]],
+) -> None:
     metadata = read_index(resolve_checkpoint(saved["pp 2 × dp 2"][0]))
     names = [tensor.name for tensor in stored_tensors(metadata, kinds=["fp32"])]
     modules = list(dict.fromkeys(name.split(".")[0] for name in names))
@@ -99,13 +103,15 @@ def test_tensors_are_listed_in_the_order_of_the_model_and_chosen_by_name(saved) 
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_checkpoint_as_it_was_saved_has_no_problem(saved, layout: str) -> None:
+def test_a_checkpoint_as_it_was_saved_has_no_problem(
+    saved: dict[str, tuple[Path, dict[str, torch.Tensor]]], layout: str
+) -> None:
     path, read = resolve_checkpoint(saved[layout][0]), []
     assert verify_checkpoint(path, finite=True, on_read=read.append) == []
     assert sum(read) == num_stored_bytes(path) > 0
 
 
-def test_a_flipped_byte_is_named_by_file_tensor_and_box(copy) -> None:
+def test_a_flipped_byte_is_named_by_file_tensor_and_box(copy: Path) -> None:
     metadata = read_index(copy)
     chunks = metadata.state_dict_metadata[f"exp_avg.{PIECE}"].chunks
     index, info = next(item for item in metadata.storage_data.items() if item[0].fqn == f"exp_avg.{PIECE}")
@@ -118,7 +124,7 @@ def test_a_flipped_byte_is_named_by_file_tensor_and_box(copy) -> None:
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.5])
-def test_every_piece_of_a_missing_or_truncated_file_is_named(copy, kept: float) -> None:
+def test_every_piece_of_a_missing_or_truncated_file_is_named(copy: Path, kept: float) -> None:
     stored = {
         index: info for index, info in read_index(copy).storage_data.items() if info.relative_path == "__1_0.distcp"
     }
@@ -134,7 +140,7 @@ def test_every_piece_of_a_missing_or_truncated_file_is_named(copy, kept: float) 
     assert all(problem.file == "__1_0.distcp" and reason in problem.reason for problem in problems)
 
 
-def test_elements_that_are_stored_nowhere_or_twice_are_named(copy) -> None:
+def test_elements_that_are_stored_nowhere_or_twice_are_named(copy: Path) -> None:
     def drop_one(metadata) -> None:
         chunks = metadata.state_dict_metadata[f"fp32.{PIECE}"].chunks
         chunks.remove(max(chunks, key=lambda chunk: tuple(chunk.offsets)))
@@ -159,13 +165,15 @@ def test_elements_that_are_stored_nowhere_or_twice_are_named(copy) -> None:
     assert any("the index says" in reason for reason in reasons)  # the piece itself is smaller
 
 
-def test_a_missing_moment_is_named(copy) -> None:
+def test_a_missing_moment_is_named(copy: Path) -> None:
     write_index(copy, lambda metadata: metadata.state_dict_metadata.pop(f"exp_avg_sq.{PIECE}"))
     (problem,) = verify_checkpoint(copy)
     assert (problem.tensor, problem.reason) == (f"exp_avg_sq.{PIECE}", "is missing")
 
 
-def test_weights_alone_are_complete_and_what_is_not_finite_is_found_where_it_is_asked_for(copy, tmp_path) -> None:
+def test_weights_alone_are_complete_and_what_is_not_finite_is_found_where_it_is_asked_for(
+    copy: Path, tmp_path: Path
+) -> None:
     def spoil(name: str, tensor: torch.Tensor) -> torch.Tensor:
         if name == PIECE:
             tensor[3, 4], tensor[5, 6] = math.nan, -math.inf
@@ -178,7 +186,7 @@ def test_weights_alone_are_complete_and_what_is_not_finite_is_found_where_it_is_
 
 
 @pytest.mark.parametrize("name", ["meta.json", "configs/site.yml", COMPLETE_MARK])
-def test_other_files_are_checked_too(copy, name: str) -> None:
+def test_other_files_are_checked_too(copy: Path, name: str) -> None:
     intact = (copy / name).read_bytes()
     flip(copy / name, 1)
     assert [(problem.file, problem.reason) for problem in verify_checkpoint(copy)] == [
@@ -190,14 +198,14 @@ def test_other_files_are_checked_too(copy, name: str) -> None:
     assert verify_checkpoint(copy) == []
 
 
-def test_without_checksums_that_is_the_problem(copy) -> None:
+def test_without_checksums_that_is_the_problem(copy: Path) -> None:
     (copy / CHECKSUMS_FILE).unlink()
     (copy / "meta.json").write_text("{")
     problems = verify_checkpoint(copy)
     assert [problem.file for problem in problems] == [CHECKSUMS_FILE, "meta.json"]
 
 
-def test_latest_must_name_a_complete_checkpoint(copy) -> None:
+def test_latest_must_name_a_complete_checkpoint(copy: Path) -> None:
     folder = copy.parent
     assert verify_folder(read_run_folder(folder)) == []
     (folder / "latest").write_text("global_step99\n")
@@ -206,14 +214,14 @@ def test_latest_must_name_a_complete_checkpoint(copy) -> None:
     assert "write global_step2 into it" in verify_folder(read_run_folder(folder))[0].reason
 
 
-def test_a_lost_index_of_an_older_checkpoint_is_a_problem(copy) -> None:
+def test_a_lost_index_of_an_older_checkpoint_is_a_problem(copy: Path) -> None:
     older = shutil.copytree(copy, copy.parent / "global_step1")
     (older / COMPLETE_MARK).unlink()
     (problem,) = verify_folder(read_run_folder(copy.parent))
     assert problem.file == "global_step1" and ".metadata is missing" in problem.reason
 
 
-def test_an_index_with_a_flipped_bit_is_never_unpickled(copy, monkeypatch) -> None:
+def test_an_index_with_a_flipped_bit_is_never_unpickled(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = bytearray((copy / COMPLETE_MARK).read_bytes())
     content[len(content) // 2] ^= 8
     (copy / COMPLETE_MARK).write_bytes(content)
@@ -227,12 +235,12 @@ def test_an_index_with_a_flipped_bit_is_never_unpickled(copy, monkeypatch) -> No
 @pytest.mark.parametrize(
     "text", ['{"chunks": [], "files": []}', '{"chunks": {"a": 3}, "files": {}}', "[]", '{"chunks": {}, "files": {}}']
 )
-def test_checksums_of_another_form_are_damage(copy, text) -> None:
+def test_checksums_of_another_form_are_damage(copy: Path, text: str) -> None:
     (copy / CHECKSUMS_FILE).write_text(text)
     assert [problem.file for problem in verify_checkpoint(copy)] == [CHECKSUMS_FILE]
 
 
-def test_saves_that_were_interrupted_are_listed_as_such(copy) -> None:
+def test_saves_that_were_interrupted_are_listed_as_such(copy: Path) -> None:
     shutil.copytree(copy, copy.parent / ".saving-global_step4")
     shutil.copytree(copy, copy.parent / "global_step10")
     (copy.parent / "global_step10" / COMPLETE_MARK).unlink()
@@ -247,7 +255,9 @@ def test_saves_that_were_interrupted_are_listed_as_such(copy) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_same_weights_in_other_pieces_are_bit_identical(saved, layout: str, tmp_path) -> None:
+def test_the_same_weights_in_other_pieces_are_bit_identical(
+    saved: dict[str, tuple[Path, dict[str, torch.Tensor]]], layout: str, tmp_path: Path
+) -> None:
     path = resolve_checkpoint(saved[layout][0])
     other = write_copy(path, tmp_path / "copy", lambda name, tensor: tensor)
     weights = [tensor.key for tensor in stored_tensors(read_index(path), kinds=["fp32"])]
@@ -258,7 +268,7 @@ def test_the_same_weights_in_other_pieces_are_bit_identical(saved, layout: str, 
     assert not (found.all_identical or found.different or found.other_shape or found.only_in_b)
 
 
-def test_differences_are_measured_and_the_worst_comes_first(copy, tmp_path) -> None:
+def test_differences_are_measured_and_the_worst_comes_first(copy: Path, tmp_path: Path) -> None:
     def change(name: str, tensor: torch.Tensor) -> torch.Tensor:
         if name == PIECE:
             tensor[3, 4] += 2
@@ -289,7 +299,7 @@ def test_differences_are_measured_and_the_worst_comes_first(copy, tmp_path) -> N
     assert compare_tensors(a, b, pattern="core.*", kinds=["fp32"]).different == measured[:1]
 
 
-def test_configurations_differ_key_by_key_and_yaml_files_line_by_line(copy, tmp_path) -> None:
+def test_configurations_differ_key_by_key_and_yaml_files_line_by_line(copy: Path, tmp_path: Path) -> None:
     assert config_differences(
         {"model": {"hidden_size": 32, "norm": "rmsnorm"}, "log": {}},
         {"model": {"hidden_size": 64}, "log": {}, "data": {}},

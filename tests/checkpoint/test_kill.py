@@ -22,7 +22,7 @@ OPERATIONS = ("fsync", "rename", "replace", "rmdir")
 class _Killer:
     """Counts the operations on a folder's files and kills the process before the chosen one."""
 
-    def __init__(self, folder: Path, at: int | None):
+    def __init__(self, folder: Path, at: int | None) -> None:
         self.folder, self.at, self.done = str(folder), at, 0
 
     def watch(self) -> None:
@@ -77,14 +77,14 @@ _context.set_forkserver_preload(["tests.checkpoint.runs", "torch._dynamo", "pyte
 
 
 @pytest.fixture(scope="module")
-def two_saved(tmp_path_factory) -> Path:
+def two_saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoints of steps 1 and 2: the save of step 3 removes the first."""
     folder = tmp_path_factory.mktemp("run")
     assert _start(folder, 1, 2)[0] == 0
     return folder
 
 
-def test_a_kill_anywhere_in_a_save_leaves_a_checkpoint_to_continue_from(two_saved, tmp_path):
+def test_a_kill_anywhere_in_a_save_leaves_a_checkpoint_to_continue_from(two_saved: Path, tmp_path: Path) -> None:
     exit_code, num_operations = _start(shutil.copytree(two_saved, tmp_path / "whole"), 3)
     assert exit_code == 0 and num_operations >= 12
     weights = {path.name: _weights(path) for path in (tmp_path / "whole").glob("global_step*")}
@@ -107,7 +107,7 @@ def _weights(path: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("at", [3, 9])
-def test_the_next_save_cleans_up_and_continues(two_saved, tmp_path, at):
+def test_the_next_save_cleans_up_and_continues(two_saved: Path, tmp_path: Path, at: int) -> None:
     folder = shutil.copytree(two_saved, tmp_path / "run")
     assert _start(folder, 3, at=at)[0] == -signal.SIGKILL
     assert _start(folder, 3)[0] == 0

@@ -9,7 +9,7 @@ from megamesh.checkpoint.boxes import MAX_CHUNK_BYTES
 from megamesh.checkpoint.load import load_checkpoint
 from megamesh.checkpoint.meta import RunState
 from megamesh.checkpoint.save import Target, take, write
-from megamesh.training.peak_memory import ResidentPeak
+from megamesh.engine.peak_memory import ResidentPeak
 from tests.distributed import run
 from tests.engine import runs
 from tests.engine.runs import Setup, train, training
@@ -50,7 +50,7 @@ def _measure(folder: Path, vocabulary: int) -> dict[str, int]:
     }
 
 
-def test_no_rank_holds_its_share_twice_but_for_an_asynchronous_save(tmp_path):
+def test_no_rank_holds_its_share_twice_but_for_an_asynchronous_save(tmp_path: Path) -> None:
     """A model of 53 million parameters, most of them in embedding and head: tensors far larger than a chunk."""
     for found in run(2, _measure, tmp_path, 800_000):
         print({name: f"{value / MIB:.0f} MiB" for name, value in found.items()})

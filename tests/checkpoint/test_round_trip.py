@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from megamesh.checkpoint.meta import RunState
-from megamesh.config.sections import PrecisionConfig
+from megamesh.config.keys import PrecisionConfig
 from megamesh.model.build import torch_dtype
 from tests.checkpoint.runs import DIVIDED, load_and_train, load_each, train_and_save, train_and_save_half_way
 from tests.distributed import run
@@ -47,7 +47,7 @@ def divided(stage: int, precision: str = "fp32", **keys: Any) -> Setup:
         else str(value)
     ),
 )
-def test_steps_after_loading_are_those_without_it_bit_for_bit(tmp_path, world_size, setup):
+def test_steps_after_loading_are_those_without_it_bit_for_bit(tmp_path: Path, world_size: int, setup) -> None:
     """Ten and ten, in whole runs, are in tests/training/test_run.py."""
     straight = run(world_size, train_and_save_half_way, setup, tmp_path, 8)
     continued = run(world_size, load_and_train, replace(setup, seed=OTHER_SEED), tmp_path, 8)
@@ -58,7 +58,7 @@ def test_steps_after_loading_are_those_without_it_bit_for_bit(tmp_path, world_si
 
 
 @pytest.fixture(scope="module")
-def half_way(tmp_path_factory) -> tuple[Path, list[float]]:
+def half_way(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[float]]:
     """A checkpoint of stage 1 on two processes, and the losses of the ten steps after it."""
     folder = tmp_path_factory.mktemp("run")
     losses, _ = run(2, train_and_save_half_way, Setup(1), folder, 20)[0]
@@ -66,14 +66,16 @@ def half_way(tmp_path_factory) -> tuple[Path, list[float]]:
 
 
 @pytest.mark.parametrize(("world_size", "stage"), [(1, 0), (1, 1), (2, 3)])
-def test_a_run_of_stage_1_on_two_continues_elsewhere(half_way, world_size, stage):
+def test_a_run_of_stage_1_on_two_continues_elsewhere(
+    half_way: tuple[Path, list[float]], world_size: int, stage: int
+) -> None:
     folder, expected = half_way
     for _, losses, _ in run(world_size, load_and_train, Setup(stage, seed=OTHER_SEED), folder, 20):
         assert losses == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory) -> dict[str, tuple[Path, dict[str, torch.Tensor]]]:
+def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, dict[str, torch.Tensor]]]:
     """One checkpoint of every layout, with the state that was in memory."""
     checkpoints = {}
     for name, (world_size, setup) in WRITERS.items():
@@ -83,7 +85,9 @@ def written(tmp_path_factory) -> dict[str, tuple[Path, dict[str, torch.Tensor]]]
 
 
 @pytest.mark.parametrize("reader", WRITERS)
-def test_every_layout_reads_what_every_layout_wrote_bit_for_bit(written, reader):
+def test_every_layout_reads_what_every_layout_wrote_bit_for_bit(
+    written: dict[str, tuple[Path, dict[str, torch.Tensor]]], reader
+) -> None:
     world_size, setup = WRITERS[reader]
     paths = [path for path, _ in written.values()]
     loaded = run(world_size, load_each, replace(setup, seed=OTHER_SEED), paths)[0]

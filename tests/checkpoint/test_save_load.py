@@ -24,13 +24,13 @@ from tests.generation.checkpoints import rewrite_meta
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory) -> tuple[Path, dict[str, torch.Tensor]]:
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor]]:
     folder = tmp_path_factory.mktemp("run")
     return folder, run(2, train_and_save, Setup(1), folder, 2)[0]
 
 
 @pytest.fixture
-def copied(saved, tmp_path) -> Path:
+def copied(saved: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path) -> Path:
     """A copy of the saved run's checkpoint that a test may damage."""
     shutil.copytree(saved[0], tmp_path / "run")
     path = find_latest(tmp_path / "run")
@@ -38,7 +38,7 @@ def copied(saved, tmp_path) -> Path:
     return path
 
 
-def test_the_folder_holds_meta_and_sources(saved):
+def test_the_folder_holds_meta_and_sources(saved: tuple[Path, dict[str, torch.Tensor]]) -> None:
     path = find_latest(saved[0])
     assert path == saved[0] / "global_step2"
     meta = read_meta(path)
@@ -49,7 +49,7 @@ def test_the_folder_holds_meta_and_sources(saved):
     assert {file.name: file.read_text() for file in (path / "configs").iterdir()} == SOURCES
 
 
-def test_weights_are_read_whole_without_a_process_group(saved):
+def test_weights_are_read_whole_without_a_process_group(saved: tuple[Path, dict[str, torch.Tensor]]) -> None:
     folder, state = saved
     masters = {name.removeprefix("fp32."): value for name, value in state.items() if name.startswith("fp32.")}
     read = dict(read_weights(folder))
@@ -61,7 +61,7 @@ def test_weights_are_read_whole_without_a_process_group(saved):
         list(read_weights(folder, ["core.9"]))
 
 
-def test_stock_tools_of_torch_read_it(saved, tmp_path):
+def test_stock_tools_of_torch_read_it(saved: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path) -> None:
     from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
     folder, state = saved
@@ -88,7 +88,7 @@ def _load_without_optimizer(setup: Setup, path: Path) -> tuple[int, int, dict, d
 
 @pytest.mark.parametrize("stage", [0, 1, 3])
 @pytest.mark.parametrize(("how", "num_steps"), [(_load_weights_only, 0), (_load_without_optimizer, 2)])
-def test_weights_without_moments(saved, stage, how, num_steps):
+def test_weights_without_moments(saved: tuple[Path, dict[str, torch.Tensor]], stage: int, how, num_steps: int) -> None:
     folder, expected = saved
     steps, adam_steps, state, model = run(2, how, Setup(stage, seed=8), folder)[0]
     assert (steps, adam_steps) == (num_steps, 0)
@@ -100,7 +100,7 @@ def test_weights_without_moments(saved, stage, how, num_steps):
 class _Other(nn.Module):
     """The test model with one more parameter, one fewer, or one of another shape."""
 
-    def __init__(self, setup: Setup, change: str):
+    def __init__(self, setup: Setup, change: str) -> None:
         super().__init__()
         inner = transformer(setup)
         self.embedding, self.prelude, self.core, self.coda = inner.embedding, inner.prelude, inner.core, inner.coda
@@ -135,7 +135,9 @@ def _load_error(setup: Setup, path: Path, change: str | None = None) -> str:
         ("reshaped", ["final_norm.weight has shape [32]", "[48] in this model"]),
     ],
 )
-def test_another_architecture_is_refused_on_every_rank(saved, stage, change, expected):
+def test_another_architecture_is_refused_on_every_rank(
+    saved: tuple[Path, dict[str, torch.Tensor]], stage: int, change: str, expected
+) -> None:
     for message in run(2, _load_error, Setup(stage), saved[0], change):
         assert all(part in message for part in [*expected, "global_step2", "use the model settings"]), message
 
@@ -251,7 +253,7 @@ def _incomplete(path: Path) -> str:
         _garbled_checksums,
     ],
 )
-def test_a_damaged_checkpoint_is_one_error_that_names_the_path(copied, damage):
+def test_a_damaged_checkpoint_is_one_error_that_names_the_path(copied: Path, damage) -> None:
     expected = damage(copied)
     for message in run(2, _load_error, Setup(2), copied.parent):
         assert expected in message, message
@@ -270,7 +272,7 @@ def _load_unverified(setup: Setup, path: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("damage", [_flipped_weight, _missing_checksums])
-def test_verification_can_be_turned_off(saved, copied, damage):
+def test_verification_can_be_turned_off(saved: tuple[Path, dict[str, torch.Tensor]], copied: Path, damage) -> None:
     damage(copied)
     state = run(2, _load_unverified, Setup(2), copied.parent)[0]
     differing = [name for name, tensor in saved[1].items() if not torch.equal(state[name], tensor)]
@@ -310,7 +312,9 @@ def _save_on_a_full_disk(setup: Setup, folder: Path, full_rank: int, num_bytes: 
 @pytest.mark.parametrize(
     ("full_rank", "num_bytes"), [(0, 100), (0, 60_000), (1, 60_000)], ids=["meta", "rank 0", "rank 1"]
 )
-def test_a_full_disk_is_an_error_on_every_rank_and_loses_nothing(tmp_path, full_rank, num_bytes):
+def test_a_full_disk_is_an_error_on_every_rank_and_loses_nothing(
+    tmp_path: Path, full_rank: int, num_bytes: int
+) -> None:
     for message, later in run(2, _save_on_a_full_disk, Setup(1), tmp_path, full_rank, num_bytes):
         assert "File too large" in message and "the previous checkpoint is untouched" in message, message
         assert later == find_latest(tmp_path) == tmp_path / "global_step2"
@@ -323,6 +327,6 @@ def _save_four(setup: Setup, folder: Path) -> None:
             save(folder, engine, keep_last=2)
 
 
-def test_only_the_newest_are_kept(tmp_path):
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     run(2, _save_four, Setup(0), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["global_step3", "global_step4", "latest"]

@@ -67,7 +67,9 @@ def _train_and_save(setup: Setup, folder: Path) -> tuple[dict[str, torch.Tensor]
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory) -> dict[str, tuple[Path, list[tuple[dict[str, torch.Tensor], dict[str, int]]]]]:
+def written(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, tuple[Path, list[tuple[dict[str, torch.Tensor], dict[str, int]]]]]:
     """One checkpoint of every layout, with what each rank had in memory and wrote."""
     checkpoints = {}
     for name, (world_size, setup) in LAYOUTS.items():
@@ -79,7 +81,9 @@ def written(tmp_path_factory) -> dict[str, tuple[Path, list[tuple[dict[str, torc
 
 
 @pytest.mark.parametrize("writer", LAYOUTS)
-def test_every_element_is_written_once_and_padding_never(written, writer):
+def test_every_element_is_written_once_and_padding_never(
+    written: dict[str, tuple[Path, list[tuple[dict[str, torch.Tensor], dict[str, int]]]]], writer
+) -> None:
     folder, ranks = written[writer]
     state = ranks[0][0]
     path = find_latest(folder)
@@ -129,14 +133,18 @@ def _wrong_weights(engine: TrainingEngine, expected: dict[str, torch.Tensor]) ->
 
 
 @pytest.mark.parametrize("reader", LAYOUTS)
-def test_every_layout_reads_what_every_layout_wrote_bit_for_bit_and_padding_is_zero(written, reader):
+def test_every_layout_reads_what_every_layout_wrote_bit_for_bit_and_padding_is_zero(
+    written: dict[str, tuple[Path, list[tuple[dict[str, torch.Tensor], dict[str, int]]]]], reader
+) -> None:
     world_size, setup = LAYOUTS[reader]
     paths = [folder for folder, _ in written.values()]
     for found in run(world_size, _differences, setup, paths):
         assert dict(zip(written, found, strict=True)) == {writer: [] for writer in written}
 
 
-def test_one_process_reads_whole_tensors_of_a_divided_run(written):
+def test_one_process_reads_whole_tensors_of_a_divided_run(
+    written: dict[str, tuple[Path, list[tuple[dict[str, torch.Tensor], dict[str, int]]]]],
+) -> None:
     folder, ranks = written["tp 2 × dp 2, stage 3"]
     masters = {name.removeprefix("fp32."): value for name, value in ranks[0][0].items() if name.startswith("fp32.")}
     read = dict(read_weights(folder))
@@ -174,7 +182,9 @@ def _read_own_parts(path: Path) -> tuple[int, int, list[str]]:
     return num_read, num_own, wrong
 
 
-def test_each_rank_of_a_model_without_an_engine_reads_its_own_parts_alone(written):
+def test_each_rank_of_a_model_without_an_engine_reads_its_own_parts_alone(
+    written: dict[str, tuple[Path, list[tuple[dict[str, torch.Tensor], dict[str, int]]]]],
+) -> None:
     for num_read, num_own, wrong in run(2, _read_own_parts, written["tp 2"][0]):
         assert num_read == num_own and not wrong
     for _, _, wrong in run(2, _read_own_parts, written["tp 2 × dp 2, stage 3"][0]):
@@ -189,7 +199,9 @@ def _error_of_read(path: Path) -> str:
     return "no error"
 
 
-def test_damage_that_one_rank_meets_ends_all_of_them_alike(written, tmp_path):
+def test_damage_that_one_rank_meets_ends_all_of_them_alike(
+    written: dict[str, tuple[Path, list[tuple[dict[str, torch.Tensor], dict[str, int]]]]], tmp_path: Path
+) -> None:
     shutil.copytree(written["tp 2"][0], tmp_path / "run")
     path = find_latest(tmp_path / "run")
     assert path is not None

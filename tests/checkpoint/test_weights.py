@@ -31,7 +31,7 @@ def _save(folder: Path, read=WEIGHTS.__getitem__) -> Path:
 
 
 @pytest.mark.parametrize("max_bytes", [1, 40, 1000, boxes.MAX_CHUNK_BYTES])
-def test_pieces_cover_a_box_once_and_are_views_of_bounded_size(max_bytes):
+def test_pieces_cover_a_box_once_and_are_views_of_bounded_size(max_bytes) -> None:
     whole = torch.zeros(4, 3, 5)
     cut = list(pieces(Box("x", (9, 9, 9), (1, 2, 3), whole), max_bytes))
     assert all(piece.values.nbytes <= max(max_bytes, 4) and piece.values.is_contiguous() for piece in cut)
@@ -47,7 +47,7 @@ def test_pieces_cover_a_box_once_and_are_views_of_bounded_size(max_bytes):
 
 
 @pytest.mark.parametrize("max_bytes", [64, boxes.MAX_CHUNK_BYTES])
-def test_weights_come_back_as_they_were(tmp_path, monkeypatch, max_bytes):
+def test_weights_come_back_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_bytes) -> None:
     monkeypatch.setattr("megamesh.checkpoint.weights.pieces", lambda box: pieces(box, max_bytes))
     asked = []
 
@@ -67,20 +67,20 @@ def test_weights_come_back_as_they_were(tmp_path, monkeypatch, max_bytes):
     assert largest < max_bytes + 2000, "what torch.save adds to a chunk is small"
 
 
-def test_a_run_is_never_overwritten(tmp_path):
+def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
     _save(tmp_path)
     with pytest.raises(CheckpointError, match="already holds a checkpoint"):
         _save(tmp_path)
 
 
 @pytest.mark.parametrize("bad", [torch.zeros(6, 50), torch.zeros(50, 6, dtype=torch.float64)])
-def test_a_tensor_that_does_not_fit_is_named_and_nothing_is_left(tmp_path, bad):
+def test_a_tensor_that_does_not_fit_is_named_and_nothing_is_left(tmp_path: Path, bad) -> None:
     with pytest.raises(CheckpointError, match=r"embedding\.weight"):
         _save(tmp_path, lambda name: bad)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_error_of_the_reader_is_passed_on(tmp_path):
+def test_an_error_of_the_reader_is_passed_on(tmp_path: Path) -> None:
     def read(name: str) -> torch.Tensor:
         raise CheckpointError(f"{name} cannot be had")
 
@@ -88,7 +88,7 @@ def test_an_error_of_the_reader_is_passed_on(tmp_path):
         _save(tmp_path, read)
 
 
-def test_a_full_disk_leaves_nothing(tmp_path):
+def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, unlimited[1]))

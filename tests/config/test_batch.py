@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from megamesh.config.batch import ResolvedBatch, data_parallel_size, resolve_batch
-from megamesh.config.sections import BatchConfig, ParallelConfig
+from megamesh.config.keys import BatchConfig, ParallelConfig
 from megamesh.errors import ConfigError
 
 

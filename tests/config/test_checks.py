@@ -258,7 +258,7 @@ def test_zero_keys_are_deepspeeds_own() -> None:
     """Every key that is passed on or refused by name exists in DeepSpeed, and every key of DeepSpeed's is one of the two."""
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
-    from megamesh.config.checks_optimizer import ZERO_KEYS, ZERO_REFUSED
+    from megamesh.config.checks.optimizer import ZERO_KEYS, ZERO_REFUSED
 
     theirs = {field.alias or name for name, field in DeepSpeedZeroConfig.model_fields.items()}
     assert theirs - ZERO_KEYS - ZERO_REFUSED.keys() == {"save_muon_momentum_buffer_in_memory", "leaf_module"}

@@ -6,7 +6,7 @@ import pytest
 
 from megamesh.config.batch import ResolvedBatch
 from megamesh.config.deepspeed import deepspeed_config, effective_zero_stage
-from megamesh.config.sections import OptimizerConfig, PrecisionConfig
+from megamesh.config.keys import OptimizerConfig, PrecisionConfig
 
 BATCH = ResolvedBatch(train_batch_size=24, micro_batch_size=2, gradient_accumulation_steps=3, data_parallel_size=4)
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
+from megamesh.config.keys import PrecisionConfig
 from megamesh.config.load import SECTION_OF
 from megamesh.config.neox import IGNORED, REFUSED, RENAMED
-from megamesh.config.sections import PrecisionConfig
 
 from .conftest import Load, Problems
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megamesh.data.indexed import IndexedWriter
+from megamesh.data.store.indexed import IndexedWriter
 
 
 def write(prefix: Path, lengths: Sequence[int], *, first: int = 0, dtype: type = np.int32) -> list[list[int]]:

@@ -1,5 +1,7 @@
 """Mean routing of a model against the routers called by hand; the pictures are real images."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -36,7 +38,7 @@ def test_a_model_without_routers_is_refused() -> None:
         router_maps(build("base"), [batch()[0]])
 
 
-def test_pictures_are_written(tmp_path) -> None:
+def test_pictures_are_written(tmp_path: Path) -> None:
     plot_router_maps(router_maps(build("mesh"), [batch()[0]]), tmp_path / "routers.png", "test")
     curve = LossCurve(train=[(0, 3.0), (10, 2.0)], valid=[(10, 2.5)])
     plot_losses({"mesh": curve}, tmp_path / "loss.png", {"unigram": 2.8})

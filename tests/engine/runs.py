@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from megamesh.config.batch import ResolvedBatch
-from megamesh.config.sections import (
+from megamesh.config.keys import (
     ModelConfig,
     OptimizerConfig,
     ParallelConfig,

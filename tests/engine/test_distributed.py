@@ -21,16 +21,16 @@ MPIRUN = {"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_W
 @pytest.mark.parametrize(
     "environment", [TORCHRUN, SRUN, MPIRUN, TORCHRUN | {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}]
 )
-def test_every_launcher_is_understood(environment):
+def test_every_launcher_is_understood(environment) -> None:
     assert read_launch(environment) == Launch(rank=3, world_size=8, local_rank=1)
 
 
-def test_no_launcher_is_one_process():
+def test_no_launcher_is_one_process() -> None:
     batch_script = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "8"}  # plain python in it, without srun
     assert read_launch(batch_script) == Launch(rank=0, world_size=1, local_rank=0)
 
 
-def test_address_and_port_are_kept_or_local():
+def test_address_and_port_are_kept_or_local() -> None:
     environment = dict(TORCHRUN)
     publish_launch(read_launch(environment), environment)
     assert environment == TORCHRUN
@@ -40,7 +40,7 @@ def test_address_and_port_are_kept_or_local():
     assert environment["MASTER_ADDR"] == "127.0.0.1" and environment["MASTER_PORT"].isdigit()
 
 
-def test_several_nodes_need_an_address():
+def test_several_nodes_need_an_address() -> None:
     environment = dict(SRUN)
     with pytest.raises(ConfigError, match="MASTER_ADDR is not set for 8 processes on 2 nodes"):
         publish_launch(read_launch(environment), environment)
@@ -57,7 +57,7 @@ def look_for_gpus(num_gpus: int) -> str:
     return "enough"
 
 
-def test_a_process_without_a_gpu_is_an_error_on_all():
+def test_a_process_without_a_gpu_is_an_error_on_all() -> None:
     """One that only the process without a GPU raised would be told by nobody, and leave the others waiting."""
     assert run(2, look_for_gpus, 2) == ["enough", "enough"]
     first, second = run(2, look_for_gpus, 1)
@@ -77,7 +77,7 @@ def fail_on_rank_zero() -> int:
     return 0
 
 
-def test_a_failure_on_rank_zero_sends_the_others_home_silently():
+def test_a_failure_on_rank_zero_sends_the_others_home_silently() -> None:
     assert run(2, fail_on_rank_zero) == [-1, 1]
 
 
@@ -102,14 +102,14 @@ def build_node_by_node(folder: Path, processes_per_node: int, fails: int) -> str
         return f"left with {left.code}"
 
 
-def test_one_process_of_every_node_builds_what_the_others_find(tmp_path: Path):
+def test_one_process_of_every_node_builds_what_the_others_find(tmp_path: Path) -> None:
     assert run(4, build_node_by_node, tmp_path, 2, -1) == ["built", "found", "built", "found"]
     (tmp_path / "failing").mkdir()
     found = run(4, build_node_by_node, tmp_path / "failing", 2, 2)
     assert found == ["left with 1", "left with 1", "failed", "left with 1"]
 
 
-def test_only_the_first_process_of_any_launcher_informs(monkeypatch, capfd):
+def test_only_the_first_process_of_any_launcher_informs(monkeypatch: pytest.MonkeyPatch, capfd) -> None:
     root = logging.getLogger("megamesh")
     monkeypatch.setattr(root, "handlers", [])
     for rank in ("0", "1"):

@@ -39,7 +39,7 @@ def expected():
 
 
 @pytest.mark.parametrize(("world_size", "stage"), [(1, 0), (2, 0), (2, 1), (2, 2), (2, 3)])
-def test_two_processes_at_every_stage_follow_plain_torch(world_size, stage, expected):
+def test_two_processes_at_every_stage_follow_plain_torch(world_size: int, stage: int, expected) -> None:
     losses, norms, weights = expected
     assert max(norms) > CLIP > min(norms), "the test must clip some steps and not others"
     for results, state, model in run(world_size, _train, Setup(stage), STEPS):
@@ -52,7 +52,7 @@ def test_two_processes_at_every_stage_follow_plain_torch(world_size, stage, expe
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_bf16_accumulates_in_fp32_and_stays_near_fp32(stage, expected):
+def test_bf16_accumulates_in_fp32_and_stays_near_fp32(stage: int, expected) -> None:
     losses, norms, _ = expected
     (results, state, model), other = run(2, _train, Setup(stage, "bfloat16"), STEPS)
     assert [result.loss for result in results] == [result.loss for result in other[0]]
@@ -76,7 +76,7 @@ def test_bf16_accumulates_in_fp32_and_stays_near_fp32(stage, expected):
     ],
     ids=["recompute blocks", "recompute loops", "tied, stage 3", "tied, stage 1", "nothing kept", "no overlap"],
 )
-def test_recomputation_tying_and_zero_settings_change_no_numbers(setup):
+def test_recomputation_tying_and_zero_settings_change_no_numbers(setup) -> None:
     losses, norms, weights = oracle(setup, 4)
     results, state, _ = run(2, _train, setup, 4)[0]
     assert [result.loss for result in results] == pytest.approx(losses, rel=1e-5)
@@ -96,7 +96,7 @@ def _train_with_evaluations(setup: Setup, evaluate: bool) -> tuple[list[float], 
 
 
 @pytest.mark.parametrize("stage", [0, 3])
-def test_evaluation_is_the_models_loss_and_does_not_disturb_training(stage):
+def test_evaluation_is_the_models_loss_and_does_not_disturb_training(stage: int) -> None:
     answers = run(2, _train_with_evaluations, Setup(stage), True)
     undisturbed = run(2, _train_with_evaluations, Setup(stage), False)
     assert [(answer[0], answer[2]) for answer in answers] == [(answer[0], answer[2]) for answer in undisturbed]
@@ -169,7 +169,7 @@ class _InfiniteBias(torch.autograd.Function):
     ],
     ids=lambda setup: f"{setup.stage} {setup.precision} tp{setup.tensor_parallel_size}",
 )  # 16 bits at stage 0 are stage 1
-def test_a_step_with_a_bad_number_on_one_rank_never_was(setup):
+def test_a_step_with_a_bad_number_on_one_rank_never_was(setup) -> None:
     clean = run(2, _train_around_bad_batches, setup, [])
     assert clean[0][1] == 4
     faults = {"loss": "loss", "core.0.mlp.up": "core.0.mlp.up.bias"}

@@ -27,7 +27,7 @@ def _train(setup: Setup, num_steps: int) -> tuple[list[StepResult], dict[str, Te
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])  # stage 0 is stage 1
-def test_ten_steps_are_near_fp32_with_fp32_masters(stage):
+def test_ten_steps_are_near_fp32_with_fp32_masters(stage: int) -> None:
     losses, norms, _ = oracle(Setup(), 10)
     setup = Setup(stage, "fp16", scaling={"initial_scale_power": 10})
     (results, state, model), other = run(2, _train, setup, 10)
@@ -40,7 +40,7 @@ def test_ten_steps_are_near_fp32_with_fp32_masters(stage):
         assert torch.equal(weight, state[f"fp32.{name}"].half()), f"{name}: not the rounded master"
 
 
-def test_a_scale_that_starts_too_high_falls_until_gradients_fit():
+def test_a_scale_that_starts_too_high_falls_until_gradients_fit() -> None:
     results = run(2, _train, Setup(1, "fp16", scaling=TOO_HIGH), 16)[0][0]
     overflows = [result for result in results if result.skipped]
     assert 3 < len(overflows) < 12 and overflows == results[: len(overflows)]
@@ -67,7 +67,7 @@ def _overflow_on_rank_1(setup: Setup) -> tuple[list[StepResult], int, LossScale]
 
 
 @pytest.mark.parametrize("setup", [Setup(2), Setup(3), Setup(1, tensor_parallel_size=2)])
-def test_an_overflow_on_one_rank_skips_and_lowers_the_scale_on_all(setup):
+def test_an_overflow_on_one_rank_skips_and_lowers_the_scale_on_all(setup) -> None:
     setup = replace(setup, precision="fp16", scaling={"initial_scale_power": 10, "hysteresis": 1})
     answers = run(2, _overflow_on_rank_1, setup)
     for results, num_adam_steps, scale in answers:
@@ -95,7 +95,7 @@ def _overflow_at_the_minimum(setup: Setup) -> tuple[list[StepResult], RunState]:
     [({"loss_scale": 2.0**30}, 4), (TOO_HIGH | {"min_loss_scale": 2.0**22}, 2), (TOO_HIGH, 0)],
     ids=["constant", "two above the minimum", "free"],
 )
-def test_only_overflows_that_no_lower_scale_can_mend_count_as_broken(scaling, counted):
+def test_only_overflows_that_no_lower_scale_can_mend_count_as_broken(scaling, counted: int) -> None:
     ((results, state),) = run(1, _overflow_at_the_minimum, Setup(1, "fp16", scaling=scaling))
     assert all(result.skipped for result in results)
     assert (state.skipped_steps, state.consecutive_skipped_steps) == (4, counted)
@@ -114,7 +114,7 @@ def _scales(
 
 
 @pytest.mark.parametrize(("stage", "num_steps"), [(1, 4), (3, 10)], ids=["while it falls", "while it grows"])
-def test_a_resumed_run_has_the_scales_and_bits_of_a_straight_one(tmp_path, stage, num_steps):
+def test_a_resumed_run_has_the_scales_and_bits_of_a_straight_one(tmp_path: Path, stage: int, num_steps: int) -> None:
     setup = Setup(stage, "fp16", scaling=MOVING)
     straight, end, end_bits = run(2, _scales, setup, tmp_path / "straight", 0, 14)[0]
     first, *_ = run(2, _scales, setup, tmp_path / "halves", 0, num_steps)[0]
@@ -124,7 +124,7 @@ def test_a_resumed_run_has_the_scales_and_bits_of_a_straight_one(tmp_path, stage
     assert len({scale for _, scale in second}) > 1, "the scale must move after the resume"
 
 
-def test_a_checkpoint_of_before_loss_scales_is_read(tmp_path):
+def test_a_checkpoint_of_before_loss_scales_is_read(tmp_path: Path) -> None:
     meta = CheckpointMeta(RunState(3, 12, 7), 3, {}, {}, {}, LossScale(8.0, 2, 1))
     assert CheckpointMeta.from_json(meta.to_json(), tmp_path) == meta
     old = asdict(meta)

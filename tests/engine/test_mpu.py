@@ -50,7 +50,7 @@ def _counted(
     [(Setup(0), 0), (Setup(3), 0), (Setup(1, "bfloat16"), 1), (Setup(2, "fp16"), 0)],
     ids=["fp32 0", "fp32 3", "bf16 1", "fp16 2"],
 )
-def test_deepspeed_stays_within_its_data_parallel_group(setup, alone):
+def test_deepspeed_stays_within_its_data_parallel_group(setup, alone: int) -> None:
     """`alone`: BF16_Optimizer sums its norm over the model-parallel group, which is this rank only."""
     setup = Setup(setup.stage, setup.precision, scaling={"initial_scale_power": 10}, tensor_parallel_size=2)
     for rank, (data_parallel, calls) in enumerate(run(4, _collectives_of_a_step, setup)):

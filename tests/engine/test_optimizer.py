@@ -1,11 +1,13 @@
 """Which parameters decay."""
 
-from megamesh.config.sections import OptimizerConfig
+import pytest
+
+from megamesh.config.keys import OptimizerConfig
 from megamesh.engine.optimizer import build_optimizer, is_decayed, parameter_groups
 from tests.engine.runs import Setup, transformer
 
 
-def test_matrices_decay_and_norms_biases_and_embeddings_do_not():
+def test_matrices_decay_and_norms_biases_and_embeddings_do_not() -> None:
     module = transformer(Setup())
     decayed = {name for name, parameter in module.named_parameters() if is_decayed(name, parameter)}
     assert {
@@ -19,7 +21,7 @@ def test_matrices_decay_and_norms_biases_and_embeddings_do_not():
     assert all(name.endswith(("bias", "norm.weight")) or name == "embedding.weight" for name in others)
 
 
-def test_groups_hold_every_parameter_once_in_model_order():
+def test_groups_hold_every_parameter_once_in_model_order() -> None:
     named = list(transformer(Setup()).named_parameters())
     decayed, others = parameter_groups(named, 0.3, decay_all=False)
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
@@ -32,7 +34,7 @@ def test_groups_hold_every_parameter_once_in_model_order():
     assert everything["weight_decay"] == 0.3 and len(everything["params"]) == len(named)
 
 
-def test_the_configured_constants_arrive_and_are_said(caplog):
+def test_the_configured_constants_arrive_and_are_said(caplog: pytest.LogCaptureFixture) -> None:
     params = {"lr": 2e-3, "betas": [0.8, 0.9], "eps": 1e-7}
     config = OptimizerConfig(optimizer={"type": "AdamW", "params": params}, weight_decay=0.2)
     with caplog.at_level("INFO", "megamesh"):

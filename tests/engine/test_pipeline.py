@@ -58,7 +58,7 @@ def _on_ring(world_size: int, setup: Setup) -> Trained:
         else str(value)
     ),
 )
-def test_ten_steps_are_those_of_one_process(world_size, setup):
+def test_ten_steps_are_those_of_one_process(world_size: int, setup) -> None:
     compare_with_one_process(setup, _on_ring(world_size, setup))
 
 
@@ -79,7 +79,9 @@ def _keys(precision: str) -> dict[str, Any]:
     ("precision", "world_size", "setup"),
     [("bfloat16", 2, _setup(0)), ("bfloat16", 4, _setup(1)), ("fp16", 2, _setup(1))],
 )
-def test_in_16_bits_it_is_as_near_fp32_as_one_process_is(precision, world_size, setup, one_process):
+def test_in_16_bits_it_is_as_near_fp32_as_one_process_is(
+    precision: str, world_size: int, setup, one_process: dict[str, tuple[float, float]]
+) -> None:
     own_losses, own_gradients = one_process[precision]
     losses, gradients = distance(_setup(1), _on_ring(world_size, replace(setup, **_keys(precision))))
     assert losses < 3 * own_losses and gradients < 1.5 * own_gradients
@@ -93,7 +95,7 @@ def _evaluate(setup: Setup) -> list[Tensor]:
         return [before, engine.evaluate(my_micro_batches(50, engine.mesh)[:3])]
 
 
-def test_an_evaluation_drops_nothing_and_is_the_same_on_all_ranks():
+def test_an_evaluation_drops_nothing_and_is_the_same_on_all_ranks() -> None:
     setup = _setup(1, model=BOLD | {"hidden_dropout": 0.5, "attention_dropout": 0.5})
     module = transformer(replace(setup, pipe_parallel_size=1)).eval()
     micro_batches = zip(*(tensor.chunk(4) for tensor in global_batch(50)), strict=True)
@@ -120,7 +122,7 @@ def _make_infinite(engine: TrainingEngine) -> None:
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_step_with_a_bad_number_on_one_rank_is_skipped_on_all(rank):
+def test_a_step_with_a_bad_number_on_one_rank_is_skipped_on_all(rank: int) -> None:
     answers = run(2, _spoil_on_rank, _setup(1), rank)
     assert len({repr(answer) for answer in answers}) == 1
     (good, _), (skipped, bad_parameter) = answers[0]

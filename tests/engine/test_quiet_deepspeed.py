@@ -17,7 +17,7 @@ shut_down_distributed()
 """
 
 
-def test_one_process_without_a_launcher(tmp_path):
+def test_one_process_without_a_launcher(tmp_path: Path) -> None:
     removed = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
     environment = {name: value for name, value in os.environ.items() if name not in removed}
     environment |= {"TORCH_EXTENSIONS_DIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}

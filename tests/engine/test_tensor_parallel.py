@@ -45,7 +45,7 @@ def _setup(stage: int, size: int = 2, scheme: str | None = "mesh", **changes: An
         else str(value)
     ),
 )
-def test_ten_steps_are_those_of_one_process(world_size, setup):
+def test_ten_steps_are_those_of_one_process(world_size: int, setup) -> None:
     answers = run(world_size, train_and_look, setup, STEPS)
     compare_with_one_process(setup, answers[0])
     assert len({repr(results) for results, *_ in answers}) == 1, "ranks disagree on what a step did"
@@ -81,14 +81,14 @@ def _train_without_a_sum(setup: Setup) -> None:
 
 
 @pytest.mark.parametrize("sabotage", [_forget_partial_gradients, _sum_whole_gradients, _count_copies_twice])
-def test_the_comparison_sees_what_is_done_wrong_to_replicated_parameters(sabotage):
+def test_the_comparison_sees_what_is_done_wrong_to_replicated_parameters(sabotage) -> None:
     setup = _setup(1)
     trained = run(2, train_and_look, setup, 1, sabotage)[0]
     with pytest.raises(AssertionError):
         compare_with_one_process(setup, trained)
 
 
-def test_the_comparison_sees_replicated_parameters_drift_apart():
+def test_the_comparison_sees_replicated_parameters_drift_apart() -> None:
     with pytest.raises(WorkerError, match="differs between tensor ranks"):
         run(2, _train_without_a_sum, _setup(1))
 
@@ -101,7 +101,7 @@ def test_the_comparison_sees_replicated_parameters_drift_apart():
     ],
     ids=["bfloat16", "fp16"],
 )
-def test_in_16_bits_it_is_as_near_fp32_as_one_process_is(precision, divided):
+def test_in_16_bits_it_is_as_near_fp32_as_one_process_is(precision: str, divided) -> None:
     keys: dict[str, Any] = {"precision": precision, "scaling": {"initial_scale_power": 10}}
     own_losses, own_gradients = distance(_setup(0), run(1, train_and_look, _setup(1, 1, **keys), STEPS)[0])
     assert 1e-5 < own_losses < 1e-2 and 1e-4 < own_gradients < 3e-2

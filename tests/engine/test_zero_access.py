@@ -66,7 +66,7 @@ def _whole_gradient(engine, parameter) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(("setup", "wrapper", "kind"), KINDS, ids=NAMES)
-def test_masters_moments_gradients_and_step_count_are_where_we_look(setup, wrapper, kind):
+def test_masters_moments_gradients_and_step_count_are_where_we_look(setup, wrapper, kind) -> None:
     run(2, _compare_with_public_getters, setup, wrapper, kind)
 
 
@@ -87,5 +87,5 @@ def _write_through_fragments(setup: Setup) -> None:
 
 
 @pytest.mark.parametrize("setup", [setup for setup, *_ in KINDS], ids=NAMES)
-def test_what_is_written_into_fragments_is_what_the_model_and_adam_use(setup):
+def test_what_is_written_into_fragments_is_what_the_model_and_adam_use(setup) -> None:
     run(2, _write_through_fragments, setup)

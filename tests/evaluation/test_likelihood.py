@@ -55,7 +55,7 @@ def _divided(save: Path) -> list[float]:
     return list(log_likelihoods(model, requests(20), max_length=MAX_LENGTH, batch_size=6))
 
 
-def test_a_model_that_is_divided_over_processes_gives_the_same(tmp_path) -> None:
+def test_a_model_that_is_divided_over_processes_gives_the_same(tmp_path: Path) -> None:
     model = build(model_config())
     write_checkpoint(tmp_path / "save", model, MESH, tokenizer_file(tmp_path))
     expected = pytest.approx(list(log_likelihoods(model, requests(20), max_length=MAX_LENGTH, batch_size=6)), rel=1e-5)
@@ -85,13 +85,15 @@ def test_windows_predict_every_token_once_with_what_stands_before_it(length: int
         (" ", "The end", None, " The end"),
     ],
 )
-def test_white_space_goes_with_the_continuation(tmp_path, context, continuation, given, asked) -> None:
+def test_white_space_goes_with_the_continuation(
+    tmp_path: Path, context: str, continuation: str, given: str | None, asked: str
+) -> None:
     letters = tokenizer(tmp_path)
     expected = [letters.eod_id] if given is None else letters.encode(given)
     assert encode_pair(letters, context, continuation) == Request(expected, letters.encode(asked))
 
 
-def test_what_begins_with_the_prefix_token_needs_no_other(tmp_path) -> None:
+def test_what_begins_with_the_prefix_token_needs_no_other(tmp_path: Path) -> None:
     class WithBos:
         """A tokenizer that puts a BOS before every text."""
 
@@ -105,7 +107,7 @@ def test_what_begins_with_the_prefix_token_needs_no_other(tmp_path) -> None:
     assert encode_pair(WithBos(), "a", "b") == Request([1, *letters.encode("a")], letters.encode("b"))
 
 
-def test_what_cannot_be_predicted_is_refused(tmp_path) -> None:
+def test_what_cannot_be_predicted_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="adds no token"):
         encode_pair(tokenizer(tmp_path), "The end", "")
     with pytest.raises(DataError, match="11 tokens, more than the 10"):

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from examples.evaluation import build_tasks
-from megamesh.config.sections import TokenizerConfig
+from megamesh.config.keys import TokenizerConfig
 from megamesh.evaluation.likelihood import encode_pair, log_likelihoods
 from megamesh.evaluation.scores import read_questions, score_choices, score_texts
-from megamesh.hf.export import export_model
+from megamesh.hf.exporting.export import export_model
 from megamesh.tokenizer import build_tokenizer
 from megamesh.tokenizer.train import lines_of, train_sentencepiece
 from tests.generation.checkpoints import write_checkpoint
@@ -51,7 +51,7 @@ def documents(folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory):
+def measured(tmp_path_factory: pytest.TempPathFactory):
     """A folder with the tasks' data, a checkpoint, and what lm-eval found; by name our model and its tokenizer."""
     folder = tmp_path_factory.mktemp("lm-eval")
     sizes = ["--num-documents", "5", "--num-characters", "1500", "--num-questions", "40"]
@@ -79,7 +79,9 @@ def theirs(folder: Path, name: str) -> tuple[dict[str, float], dict[str, float],
     return {n: text[f"{n},none"] for n in TEXT}, {n: choices[f"{n},none"] for n in CHOICES}, found["likely"]
 
 
-def test_our_tool_finds_in_the_checkpoint_what_lm_eval_finds_in_its_export(measured, capsys) -> None:
+def test_our_tool_finds_in_the_checkpoint_what_lm_eval_finds_in_its_export(
+    measured, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, _ = measured
     files = ["--text", str(folder / "text.jsonl"), "--choices", str(folder / "choices.jsonl")]
     assert main(["--checkpoint", str(folder / "save"), *files, "--batch-size", "3", "--device", "cpu", "--json"]) == 0

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from megamesh.data.batch import Batch
+from megamesh.data.samples.batch import Batch
 from megamesh.evaluation.perplexity import mean_loss
 from tests.distributed import run
 from tests.engine.runs import GLOBAL_BATCH, SEQUENCE, VOCAB, Setup, training, transformer

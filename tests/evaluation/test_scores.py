@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ def indifferent() -> Transformer:
     return model
 
 
-def test_an_indifferent_model_has_the_perplexity_of_its_vocabulary(tmp_path) -> None:
+def test_an_indifferent_model_has_the_perplexity_of_its_vocabulary(tmp_path: Path) -> None:
     texts = ["The end of it", "x" * 40, "", " two\nwords "]
     found = score_texts(indifferent(), tokenizer(tmp_path), iter(texts), **SIZES)
     num_tokens = sum(map(len, texts))  # characters are tokens, and bytes
@@ -32,13 +33,13 @@ def test_an_indifferent_model_has_the_perplexity_of_its_vocabulary(tmp_path) -> 
     assert found.bits_per_byte == pytest.approx(math.log2(KNOWN), rel=1e-6)
 
 
-def test_bytes_are_those_of_utf8_and_what_is_too_large_is_infinite(tmp_path) -> None:
+def test_bytes_are_those_of_utf8_and_what_is_too_large_is_infinite(tmp_path: Path) -> None:
     found = score_texts(indifferent(), tokenizer(tmp_path), ["é" * 1000], **SIZES)
     assert (found.num_tokens, found.num_bytes, found.num_words) == (1000, 2000, 1)
     assert found.byte_perplexity == pytest.approx(math.sqrt(KNOWN), rel=1e-6) and found.word_perplexity == math.inf
 
 
-def test_an_indifferent_model_takes_the_shortest_choice_and_per_character_the_first(tmp_path) -> None:
+def test_an_indifferent_model_takes_the_shortest_choice_and_per_character_the_first(tmp_path: Path) -> None:
     questions = [
         Question("a", ("abcd", "ab", "abcdefgh"), 1),
         Question("", ("abcd", "ab", "abcdefgh"), 0),
@@ -51,7 +52,7 @@ def test_an_indifferent_model_takes_the_shortest_choice_and_per_character_the_fi
     assert ChoiceScore(1, 1.0, 1.0).acc_stderr is None
 
 
-def test_the_delimiter_stands_before_the_choice_and_does_not_count_as_its_length(tmp_path) -> None:
+def test_the_delimiter_stands_before_the_choice_and_does_not_count_as_its_length(tmp_path: Path) -> None:
     """Its three tokens make both choices less likely, the short one more so for each of its characters."""
     question = [Question("a", ("abcd", "abcdefgh"), 1)]
     options = {**SIZES, "delimiter": " - "}
@@ -59,7 +60,7 @@ def test_the_delimiter_stands_before_the_choice_and_does_not_count_as_its_length
     assert found == ChoiceScore(1, acc=0.0, acc_norm=1.0)
 
 
-def test_nothing_to_measure_is_an_error(tmp_path) -> None:
+def test_nothing_to_measure_is_an_error(tmp_path: Path) -> None:
     for texts in ([], [""]):
         with pytest.raises(DataError, match="no token"):
             score_texts(indifferent(), tokenizer(tmp_path), texts, **SIZES)
@@ -73,7 +74,7 @@ def test_the_loss_is_a_mean_over_all_documents() -> None:
     assert score.bits_per_byte == pytest.approx(0.5 / math.log(2))
 
 
-def test_questions_are_read_and_what_is_none_is_named(tmp_path) -> None:
+def test_questions_are_read_and_what_is_none_is_named(tmp_path: Path) -> None:
     path = tmp_path / "questions.jsonl"
     good = {"context": "a\u2028b", "choices": ["x", "y"], "answer": 1, "note": "more keys do no harm"}
     path.write_text(json.dumps(good, ensure_ascii=False) + "\n\n" + json.dumps(good) + "\n", encoding="utf-8")

@@ -10,7 +10,7 @@ from megamesh.config.load import load_config
 from megamesh.config.sections import RunConfig
 from megamesh.config.tensor_parallel import padded_vocabulary
 from megamesh.model.counts import ParameterCounts, count_parameters
-from megamesh.training.memory import memory_per_rank, parameters_per_rank
+from megamesh.planning.memory import memory_per_rank, parameters_per_rank
 
 FOLDER = Path(__file__).parents[2] / "examples" / "configs"
 MODELS = sorted(path.name for path in FOLDER.glob("*.yml"))

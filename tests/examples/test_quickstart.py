@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -15,7 +16,7 @@ from tools import convert_to_hf, generate, plot, preprocess_data, train_tokenize
 QUICKSTART = ROOT / "examples/quickstart"
 
 
-def test_from_sources_to_a_model_that_speaks(tmp_path: Path, capsys) -> None:
+def test_from_sources_to_a_model_that_speaks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     build_corpus.main(["--output", str(tmp_path / "all.jsonl")])
     lines = (tmp_path / "all.jsonl").read_text().splitlines()
     assert len(lines) > 300

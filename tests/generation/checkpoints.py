@@ -8,7 +8,8 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
 from megamesh.checkpoint.files import Checksums, ChunkWriter, file_checksum
 from megamesh.checkpoint.meta import CheckpointMeta, RunState
-from megamesh.config.sections import SECTIONS, ModelConfig, RecursionConfig, RunConfig, TokenizerConfig
+from megamesh.config.keys import ModelConfig, RecursionConfig, TokenizerConfig
+from megamesh.config.sections import SECTIONS, RunConfig
 from megamesh.model.transformer import Transformer
 
 

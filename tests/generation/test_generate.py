@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from megamesh.config.sections import RecursionConfig
+from megamesh.config.keys import RecursionConfig
 from megamesh.errors import ConfigError
 from megamesh.generation.generate import generate, stream
 from megamesh.generation.sampling import Sampling

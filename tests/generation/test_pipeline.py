@@ -28,13 +28,13 @@ def _on_ring(case: Case) -> list:
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_every_rank_gets_what_one_process_gets(case):
+def test_every_rank_gets_what_one_process_gets(case) -> None:
     expected = _continuations(case.build().eval())
     assert len({tuple(found.tokens) for found in expected[0]}) > 1
     assert run(2, _on_ring, case) == [expected, expected]
 
 
-def test_pipeline_and_tensor_ranks_together():
+def test_pipeline_and_tensor_ranks_together() -> None:
     case = Case("1+2R2+1", "mesh", tensor_parallel_size=2, model={"pos_emb": "rotary"})
     expected = _continuations(case.build().eval())
     assert run(4, _on_ring, case) == [expected] * 4

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megamesh.checkpoint.inference import load_for_inference
-from megamesh.config.sections import ModelConfig, TrainingConfig
+from megamesh.config.keys import ModelConfig, TrainingConfig
 from megamesh.errors import ConfigError
 from megamesh.generation.generate import generate
 from megamesh.generation.sampling import Sampling
@@ -53,7 +53,7 @@ def _load_and_generate(save: Path, whole: dict[str, Tensor], stop: int | None) -
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_divided_checkpoint_continues_prompts_as_a_whole_one_does(name: str, tmp_path) -> None:
+def test_a_divided_checkpoint_continues_prompts_as_a_whole_one_does(name: str, tmp_path: Path) -> None:
     size, config, recursion = MODELS[name]
     ours = build(config, recursion)
     write_checkpoint(tmp_path / "save", ours, recursion, tokenizer_file(tmp_path))
@@ -95,7 +95,7 @@ def _load_error(save: Path) -> str:
     return str(caught.value)
 
 
-def test_sizes_that_do_not_divide_are_refused_with_those_that_do(tmp_path) -> None:
+def test_sizes_that_do_not_divide_are_refused_with_those_that_do(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "save", build(llama_config()), MESH, tokenizer_file(tmp_path))
     expected = "4 processes cannot divide this model (num_kv_heads=2); start 1 or 2 instead"
     assert run(4, _load_error, tmp_path / "save") == [expected] * 4
@@ -108,7 +108,7 @@ def _draw_differently(save: Path) -> list:
     )
 
 
-def test_the_first_ranks_choice_counts(tmp_path) -> None:
+def test_the_first_ranks_choice_counts(tmp_path: Path) -> None:
     ours = build(model_config())
     write_checkpoint(tmp_path / "save", ours, MESH, tokenizer_file(tmp_path))
     expected = generate(ours, PROMPTS, max_new_tokens=8, vocab_size=KNOWN, stop_id=None, sampling=Sampling(seed=0))

@@ -7,7 +7,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from megamesh.checkpoint.reader import read_weights
-from megamesh.config.sections import RecursionConfig, TrainingConfig
+from megamesh.config.keys import RecursionConfig, TrainingConfig
 from megamesh.kernels.highway import highway_read
 from megamesh.model.build import build_model
 from megamesh.parallel.cross_entropy import vocab_parallel_cross_entropy

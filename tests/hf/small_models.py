@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from megamesh.config.sections import ModelConfig, RecursionConfig, TokenizerConfig, TrainingConfig
-from megamesh.hf.export import export_model
-from megamesh.hf.source import ModelSource
+from megamesh.config.keys import ModelConfig, RecursionConfig, TokenizerConfig, TrainingConfig
+from megamesh.hf.exporting.export import export_model
+from megamesh.hf.exporting.source import ModelSource
 from megamesh.model.build import build_model
 from megamesh.model.transformer import Transformer
 from megamesh.tokenizer import Tokenizer, build_tokenizer

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch  # noqa: F401 - for its size
@@ -53,7 +54,7 @@ def version_2(folder: str, limit: str) -> dict[str, str]:
         ),
     ],
 )
-def test_the_least_limit_counts_and_cached_files_give_way(groups, membership, expected, tmp_path) -> None:
+def test_the_least_limit_counts_and_cached_files_give_way(groups, membership: str, expected, tmp_path: Path) -> None:
     machine(tmp_path, groups, membership)
     assert available_bytes(tmp_path) == expected
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from megamesh.config.sections import RecursionConfig
+from megamesh.config.keys import RecursionConfig
 from megamesh.errors import CheckpointError
 from megamesh.hf.names import exact_architecture, export_tensors, import_tensors, names_table, reader_of
 from tests.hf.small_models import MESH, PLAIN, build, llama_config, model_config, source

@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,11 +12,11 @@ from megamesh.errors import CheckpointError
 from megamesh.hf.staging import staging
 
 
-def names(folder) -> list[str]:
+def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_the_folder_appears_at_the_end_and_not_after_an_error(tmp_path) -> None:
+def test_the_folder_appears_at_the_end_and_not_after_an_error(tmp_path: Path) -> None:
     with staging(tmp_path / "deep" / "out") as folder:
         (folder / "file").write_text("content")
         assert not (tmp_path / "deep" / "out").exists()
@@ -25,7 +26,7 @@ def test_the_folder_appears_at_the_end_and_not_after_an_error(tmp_path) -> None:
     assert names(tmp_path) == ["deep"]
 
 
-def test_a_folder_that_came_meanwhile_is_left_alone(tmp_path) -> None:
+def test_a_folder_that_came_meanwhile_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="exists"), staging(tmp_path / "out"):
         (tmp_path / "out").mkdir()
     assert names(tmp_path) == ["out"] and names(tmp_path / "out") == []
@@ -41,7 +42,9 @@ with staging(Path(sys.argv[1])) as folder:
 """
 
 
-def test_what_a_killed_export_left_is_removed_and_a_running_ones_is_not(tmp_path, caplog) -> None:
+def test_what_a_killed_export_left_is_removed_and_a_running_ones_is_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "out")], check=False)
     (left,) = names(tmp_path)
     assert left.startswith(f".out.partial-{socket.gethostname()}-")

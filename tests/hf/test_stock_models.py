@@ -1,13 +1,15 @@
 """GPTNeoXForCausalLM and LlamaForCausalLM compute the same logits in ours, and back."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from megamesh.errors import CheckpointError
-from megamesh.hf.imported_config import from_hf_config
+from megamesh.hf.importing.imported_config import from_hf_config
+from megamesh.hf.importing.pretrained import read_pretrained_config, read_pretrained_weights
 from megamesh.hf.names import import_tensors, names_table, reader_of
-from megamesh.hf.pretrained import read_pretrained_config, read_pretrained_weights
 from megamesh.hf.tensor_files import PretrainedWeights
 from megamesh.model.build import empty_model
 from megamesh.model.transformer import Transformer
@@ -27,7 +29,7 @@ def import_state(module) -> tuple[Transformer, dict[str, torch.Tensor]]:
 
 
 @pytest.mark.parametrize("name", STOCK)
-def test_stock_models_give_the_same_logits_in_ours_and_return_unchanged(name: str, tmp_path) -> None:
+def test_stock_models_give_the_same_logits_in_ours_and_return_unchanged(name: str, tmp_path: Path) -> None:
     theirs = stock_model(name)
     ours, weights = import_state(theirs)
     with torch.no_grad():
@@ -49,7 +51,7 @@ def test_stock_models_give_the_same_logits_in_ours_and_return_unchanged(name: st
 
 
 @pytest.mark.parametrize("parallel", [True, False])
-def test_dropout_falls_where_gpt_neox_drops(parallel: bool, tmp_path) -> None:
+def test_dropout_falls_where_gpt_neox_drops(parallel: bool, tmp_path: Path) -> None:
     ours = build(model_config(gpt_j_residual=parallel, hidden_dropout=0.3, attention_dropout=0.2), PLAIN)
     theirs = load(export(ours, tmp_path, PLAIN))
     logits = []
@@ -64,13 +66,13 @@ def test_dropout_falls_where_gpt_neox_drops(parallel: bool, tmp_path) -> None:
     assert not torch.allclose(logits[0], whole, rtol=0.1)
 
 
-def test_the_untied_head_of_gpt_neox_is_called_embed_out_on_disk(tmp_path) -> None:
+def test_the_untied_head_of_gpt_neox_is_called_embed_out_on_disk(tmp_path: Path) -> None:
     export(build(model_config(), PLAIN), tmp_path, PLAIN)
     weights = PretrainedWeights(tmp_path / "export")
     assert "embed_out.weight" in weights and "lm_head.weight" not in weights
 
 
-def test_transformers_own_folders_are_read(tmp_path) -> None:
+def test_transformers_own_folders_are_read(tmp_path: Path) -> None:
     theirs = stock_model("neox-parallel")
     theirs.save_pretrained(tmp_path)
     _, weights = import_state(theirs)
@@ -82,7 +84,7 @@ def test_transformers_own_folders_are_read(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("config", [model_config, llama_config])
-def test_the_scale_of_embeddings_is_folded_into_stock_weights(config, tmp_path) -> None:
+def test_the_scale_of_embeddings_is_folded_into_stock_weights(config, tmp_path: Path) -> None:
     ours = build(config(scale_embeddings=True), PLAIN)
     theirs = load(export(ours, tmp_path, PLAIN))
     assert type(theirs).__name__ != "MegaMeshForCausalLM"

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from megamesh.config.sections import ModelConfig, RecursionConfig, TrainingConfig
+from megamesh.config.keys import ModelConfig, RecursionConfig, TrainingConfig
 from megamesh.model.build import build_model
 from megamesh.model.transformer import Transformer
 from megamesh.parallel.mesh import ProcessMesh

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 class SlotBuffer:
     """Slots m_0 … m_{N−1} as one tensor [N, T, D]."""
 
-    def __init__(self, h_emb_TD: Tensor, num_slots: int):
+    def __init__(self, h_emb_TD: Tensor, num_slots: int) -> None:
         first_NTD = torch.zeros(num_slots, *h_emb_TD.shape, dtype=h_emb_TD.dtype)
         first_NTD[0] = 1.0
         self.slots_NTD = first_NTD * h_emb_TD  # eq. 2

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from megamesh.config.sections import ModelConfig, RecursionConfig, TrainingConfig
+from megamesh.config.keys import ModelConfig, RecursionConfig, TrainingConfig
 from megamesh.model.build import build_model, empty_model
 from megamesh.model.counts import count_parameters, parameter_shapes
 from megamesh.model.flops import flops_per_token

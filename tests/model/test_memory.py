@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from megamesh.config.keys import RecursionConfig, TrainingConfig
 from megamesh.config.load import load_config
-from megamesh.config.sections import RecursionConfig, TrainingConfig
 from megamesh.model.build import build_model
 from tests.model.test_transformer import batch, saved_bytes
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from megamesh.config.sections import RecursionConfig
+from megamesh.config.keys import RecursionConfig
 from megamesh.model.recursion.highway import Highway
 from megamesh.model.recursion.schemes import MeshScheme, build_routers, build_scheme
 from tests.model.slot_oracle import run_mesh

@@ -30,7 +30,9 @@ def _divided(case: Case) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor], 
 @pytest.mark.parametrize("sequence_parallel", [False, True], ids=["replicated", "sequence parallel"])
 @pytest.mark.parametrize(("scheme", "blocks"), PAIRS)
 @pytest.mark.parametrize("size", [2, 4])
-def test_loss_gradients_and_logits_are_those_of_one_process(size, scheme, blocks, sequence_parallel) -> None:
+def test_loss_gradients_and_logits_are_those_of_one_process(
+    size: int, scheme: str, blocks, sequence_parallel: bool
+) -> None:
     case = Case(scheme, blocks, sequence_parallel)
     module = case.build()
     expected_loss, expected = loss_and_gradients(module)

@@ -5,7 +5,7 @@ import weakref
 import pytest
 import torch
 
-from megamesh.config.sections import ModelConfig, RecursionConfig, TrainingConfig
+from megamesh.config.keys import ModelConfig, RecursionConfig, TrainingConfig
 from megamesh.model import init
 from megamesh.model.attention import attention_inputs
 from megamesh.model.build import build_model
@@ -204,7 +204,7 @@ def test_embeddings_are_scaled_by_the_root_of_the_width() -> None:
     torch.testing.assert_close(scaled.embedding(tokens), plain.embedding(tokens) * 32**0.5, rtol=1e-14, atol=0)
 
 
-def test_no_two_global_tensors_exist_at_once_while_weights_are_drawn(monkeypatch) -> None:
+def test_no_two_global_tensors_exist_at_once_while_weights_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[weakref.ref] = []
 
     def watched(*arguments):

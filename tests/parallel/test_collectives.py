@@ -51,7 +51,7 @@ WHOLE_BYTES = T * D * 8
         ("gather_tokens", OWN, WHOLE, "all tokens", "sum, own tokens", ["all_gather", "reduce_scatter"]),
     ],
 )
-def test_forward_and_backward(name, shape, grad_shape, forward, backward, operations) -> None:
+def test_forward_and_backward(name: str, shape, grad_shape, forward: str, backward: str, operations) -> None:
     answers = run(SIZE, _apply, name, shape, grad_shape)
     inputs = [of_rank(rank, *shape) for rank in range(SIZE)]
     grads = [of_rank(rank, *grad_shape, seed=1) for rank in range(SIZE)]

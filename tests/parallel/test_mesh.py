@@ -21,12 +21,12 @@ def _look(pipeline: int, tensor: int) -> dict[str, tuple[int, int, float]]:
     return seen
 
 
-def test_data_parallel_is_what_remains():
+def test_data_parallel_is_what_remains() -> None:
     for rank, seen in enumerate(run(2, _look, 1, 1)):
         assert seen == {"pp": (1, 0, 10.0**rank), "dp": (2, rank, 11.0), "tp": (1, 0, 10.0**rank)}
 
 
-def test_tensor_axis_is_innermost():
+def test_tensor_axis_is_innermost() -> None:
     seen = run(4, _look, 2, 2)
     assert [(view["pp"][1], view["dp"][1], view["tp"][1]) for view in seen] == [
         (0, 0, 0),
@@ -44,7 +44,7 @@ def _refused() -> str:
     return str(caught.value)
 
 
-def test_sizes_that_do_not_divide_are_refused():
+def test_sizes_that_do_not_divide_are_refused() -> None:
     assert "2 processes" in run(2, _refused)[0]
 
 
@@ -56,6 +56,6 @@ def _threads_of_new_meshes() -> int:
     return len(os.listdir("/proc/self/task")) - before
 
 
-def test_groups_are_made_once_per_layout():
+def test_groups_are_made_once_per_layout() -> None:
     """Each holds threads for as long as the process lives."""
     assert run(2, _threads_of_new_meshes) == [0, 0]

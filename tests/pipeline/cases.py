@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megamesh.config.sections import ModelConfig, ParallelConfig, RecursionConfig, TrainingConfig
+from megamesh.config.keys import ModelConfig, ParallelConfig, RecursionConfig, TrainingConfig
 from megamesh.model.build import build_model
 from megamesh.model.transformer import Transformer
 from megamesh.parallel.mesh import ProcessMesh

@@ -2,7 +2,7 @@
 
 import pytest
 
-from megamesh.config.sections import ParallelConfig
+from megamesh.config.keys import ParallelConfig
 from megamesh.errors import ConfigError
 from megamesh.pipeline.checks import check_micro_batches
 from megamesh.pipeline.order import Schedule, training_order

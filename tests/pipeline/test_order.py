@@ -11,7 +11,9 @@ SHAPES = [(2, 1, 3), (2, 3, 4), (4, 1, 8), (4, 4, 8), (3, 2, 7)]
 
 @pytest.mark.parametrize("schedule", ["interleaved_1f1b", "looped_bfs"])
 @pytest.mark.parametrize(("num_ranks", "num_passes", "num_micro_batches"), SHAPES)
-def test_every_stage_runs_every_micro_batch_once_each_way(schedule, num_ranks, num_passes, num_micro_batches):
+def test_every_stage_runs_every_micro_batch_once_each_way(
+    schedule: str, num_ranks, num_passes, num_micro_batches
+) -> None:
     if not micro_batches_fit(schedule, num_ranks, num_passes, num_micro_batches):
         pytest.skip("there is no such order")
     order = training_order(schedule, num_ranks, num_passes, num_micro_batches)
@@ -40,7 +42,7 @@ def _messages(actions: tuple[Action, ...], num_ranks: int, rank: int, peer: int,
 
 @pytest.mark.parametrize("schedule", ["interleaved_1f1b", "looped_bfs"])
 @pytest.mark.parametrize(("num_ranks", "num_passes", "num_micro_batches"), SHAPES)
-def test_two_ranks_send_and_receive_in_the_same_order(schedule, num_ranks, num_passes, num_micro_batches):
+def test_two_ranks_send_and_receive_in_the_same_order(schedule: str, num_ranks, num_passes, num_micro_batches) -> None:
     """Messages between two ranks carry no names: only their order tells them apart."""
     if not micro_batches_fit(schedule, num_ranks, num_passes, num_micro_batches):
         pytest.skip("there is no such order")
@@ -63,13 +65,13 @@ def _most_ahead(actions: tuple[Action, ...]) -> int:
     return most
 
 
-def test_one_pass_keeps_no_more_micro_batches_than_there_are_ranks_behind():
+def test_one_pass_keeps_no_more_micro_batches_than_there_are_ranks_behind() -> None:
     order = training_order("interleaved_1f1b", 4, 1, 8)
     assert [_most_ahead(actions) for actions in order] == [4, 3, 2, 1]
     assert [_most_ahead(actions) for actions in training_order("interleaved_1f1b", 4, 1, 2)] == [2, 2, 2, 1]
 
 
-def test_the_default_keeps_a_number_of_micro_batches_that_does_not_grow_with_theirs():
+def test_the_default_keeps_a_number_of_micro_batches_that_does_not_grow_with_theirs() -> None:
     few, many = (training_order("interleaved_1f1b", 2, 3, number) for number in (4, 32))
     assert [_most_ahead(actions) for actions in few] == [_most_ahead(actions) for actions in many]
     breadth: Schedule = "looped_bfs"
@@ -131,7 +133,7 @@ def _runs_by_rendezvous(order: tuple[tuple[Action, ...], ...]) -> bool:
 
 @pytest.mark.parametrize("num_ranks", [2, 3, 4])
 @pytest.mark.parametrize("num_passes", [1, 2, 4])
-def test_nobody_waits_for_ever_where_sends_wait_for_receives(num_ranks, num_passes):
+def test_nobody_waits_for_ever_where_sends_wait_for_receives(num_ranks: int, num_passes: int) -> None:
     for num_micro_batches in (1, 2, num_ranks, num_ranks + 1, 2 * num_ranks):
         orders = [forward_order(num_ranks, num_passes, num_micro_batches)]
         for schedule in ("interleaved_1f1b", "looped_bfs"):
@@ -140,7 +142,7 @@ def test_nobody_waits_for_ever_where_sends_wait_for_receives(num_ranks, num_pass
         assert all(map(_runs_by_rendezvous, orders))
 
 
-def test_the_rendezvous_sees_a_wrong_order():
+def test_the_rendezvous_sees_a_wrong_order() -> None:
     """Rank 0 sends two messages to rank 1 the other way round."""
     order = [list(actions) for actions in training_order("interleaved_1f1b", 2, 2, 4)]
     sends = [place for place, action in enumerate(order[0]) if action.kind == "send_forward"][:2]
@@ -150,7 +152,7 @@ def test_the_rendezvous_sees_a_wrong_order():
 
 
 @pytest.mark.parametrize("num_ranks", [2, 4])
-def test_an_evaluation_has_no_more_in_flight_than_there_are_ranks(num_ranks):
+def test_an_evaluation_has_no_more_in_flight_than_there_are_ranks(num_ranks: int) -> None:
     for actions in forward_order(num_ranks, 3, 11):
         started: set[int] = set()
         last = max(stage for kind, stage, _ in actions if kind == "forward")

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from megamesh.config.sections import ModelConfig, ParallelConfig, RecursionConfig
+from megamesh.config.keys import ModelConfig, ParallelConfig, RecursionConfig
 from megamesh.errors import ConfigError
 from megamesh.model.build import empty_model
 from megamesh.model.counts import parameter_shapes
@@ -42,7 +42,9 @@ def layers(partition: Partition) -> list[list[int]]:
     ("recursion", "passes"), [("4+8R2+4", None), ("3+2R3+0", None), ("2+3+3+2", None), (None, 1), (None, 3)]
 )
 @pytest.mark.parametrize("num_ranks", [2, 3])
-def test_every_parameter_is_on_exactly_one_rank(method, tied, recursion, passes, num_ranks):
+def test_every_parameter_is_on_exactly_one_rank(
+    method: str, tied: bool, recursion: str | None, passes: int | None, num_ranks: int
+) -> None:
     model, recur = configs(recursion, no_weight_tying=not tied, pos_emb="learned")
     parallel = ParallelConfig(pipe_parallel_size=num_ranks, pipe_partition_method=method, pipe_num_passes=passes)
     partition = build_partition(model, recur, parallel, VOCAB)
@@ -61,7 +63,7 @@ def test_every_parameter_is_on_exactly_one_rank(method, tied, recursion, passes,
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("recursion", ["4+8R2+4", "2+3+3+2", None])
-def test_a_micro_batch_meets_every_compute_layer_once_and_in_order(tied, recursion):
+def test_a_micro_batch_meets_every_compute_layer_once_and_in_order(tied: bool, recursion: str | None) -> None:
     model, recur = configs(recursion, no_weight_tying=not tied)
     partition = build_partition(model, recur, ParallelConfig(pipe_parallel_size=3), VOCAB)
     visited = [stage.first_layer + index for stage in partition.stages for index in range(stage.num_blocks)]
@@ -72,19 +74,19 @@ def test_a_micro_batch_meets_every_compute_layer_once_and_in_order(tied, recursi
     assert [stage.rank for stage in partition.stages if stage.has_head] == [0 if tied else 2]
 
 
-def test_numbers_that_are_written_down_are_taken():
+def test_numbers_that_are_written_down_are_taken() -> None:
     model, recur = configs("3+2R2+4")
     parallel = ParallelConfig(pipe_parallel_size=2, pipe_partition_method="3,0+0,2+1,3")
     assert layers(build_partition(model, recur, parallel, VOCAB)) == [[3, 0], [0, 2], [0, 2], [1, 3]]
 
 
-def test_uniform_evens_out_layers_pass_by_pass():
+def test_uniform_evens_out_layers_pass_by_pass() -> None:
     model, recur = configs("4+8R2+4")
     parallel = ParallelConfig(pipe_parallel_size=4, pipe_partition_method="uniform")
     assert layers(build_partition(model, recur, parallel, 10**6)) == [[1] * 4, [2] * 4, [2] * 4, [1] * 4]
 
 
-def test_cost_takes_layers_from_the_rank_that_has_the_head():
+def test_cost_takes_layers_from_the_rank_that_has_the_head() -> None:
     """A head as dear as two layers: the last rank has two layers less, at one and a half times its FLOPs three."""
     model, recur = configs("4+8R2+8")
     block = forward_costs(model, recur, VOCAB).block
@@ -94,7 +96,7 @@ def test_cost_takes_layers_from_the_rank_that_has_the_head():
     assert layers(partition)[3] in ([5, 3], [6, 2])
 
 
-def test_parameters_evens_out_weights():
+def test_parameters_evens_out_weights() -> None:
     """The embedding is worth many layers, so that the first rank has fewer."""
     model, recur = configs(None, hidden_size=64, num_attention_heads=4)
     parallel = ParallelConfig(pipe_parallel_size=2, pipe_partition_method="parameters")
@@ -107,7 +109,7 @@ def test_parameters_evens_out_weights():
 
 @pytest.mark.parametrize("num_ranks", [2, 4, 8])
 @pytest.mark.parametrize("recursion", ["4+8R2+4", "8+24R3+8"])
-def test_balanced_passes_are_never_slower_than_equal_numbers_of_layers(recursion, num_ranks):
+def test_balanced_passes_are_never_slower_than_equal_numbers_of_layers(recursion: str | None, num_ranks: int) -> None:
     model, recur = configs(recursion, hidden_size=1024, num_attention_heads=16, max_position_embeddings=2048)
     costs = forward_costs(model, recur, 50304)
 
@@ -118,14 +120,14 @@ def test_balanced_passes_are_never_slower_than_equal_numbers_of_layers(recursion
     assert seconds("cost") <= seconds("uniform")
 
 
-def test_a_rank_without_layers_is_refused():
+def test_a_rank_without_layers_is_refused() -> None:
     model, recur = configs("1+1R2+1")
     with pytest.raises(ConfigError, match="leaves pipeline rank 3 without a parameter; use fewer pipeline ranks"):
         build_partition(model, recur, ParallelConfig(pipe_parallel_size=6), VOCAB)
 
 
 @pytest.mark.parametrize("scheme", ["base", "residual+anchor"])
-def test_a_loop_boundary_without_routers_is_no_reason_to_be(scheme):
+def test_a_loop_boundary_without_routers_is_no_reason_to_be(scheme: str) -> None:
     """The cut that the message suggests is one."""
     model, recur = configs("1+1R2+1", scheme, no_weight_tying=False)
     parallel = ParallelConfig(pipe_parallel_size=2, pipe_partition_method="1,0+1,0+1,0")
@@ -137,7 +139,7 @@ def test_a_loop_boundary_without_routers_is_no_reason_to_be(scheme):
     assert build_partition(*mesh, parallel, VOCAB).holds(1, "routers")
 
 
-def test_costs_of_a_stage_are_those_of_what_it_holds():
+def test_costs_of_a_stage_are_those_of_what_it_holds() -> None:
     model, recur = configs("2+2R1+2")
     stages = build_partition(
         model, recur, ParallelConfig(pipe_parallel_size=2, pipe_partition_method="uniform"), VOCAB
@@ -149,7 +151,7 @@ def test_costs_of_a_stage_are_those_of_what_it_holds():
 @pytest.mark.parametrize(
     "scheme", ["base", "residual", "anchor", "anchor*", "residual+anchor*", "static", "dynamic", "mesh"]
 )
-def test_embeddings_are_carried_to_schemes_that_read_them(scheme):
+def test_embeddings_are_carried_to_schemes_that_read_them(scheme: str) -> None:
     """What is not a number in h_emb is found in the core's inputs, or is never looked at."""
     model, recur = configs("1+1R1+1", scheme)
     assert recur.layout is not None

@@ -120,12 +120,12 @@ def on_four() -> list[list[Trained]]:
 
 
 @pytest.mark.parametrize("index", range(len(TWO)), ids=map(str, TWO))
-def test_on_two_ranks_loss_and_gradients_are_those_of_one_process(index, on_two):
+def test_on_two_ranks_loss_and_gradients_are_those_of_one_process(index, on_two: list[list[Trained]]) -> None:
     _assert_that_of_one_process(TWO[index], [answer[index] for answer in on_two])
 
 
 @pytest.mark.parametrize("index", range(len(FOUR)), ids=map(str, FOUR))
-def test_on_four_ranks_loss_and_gradients_are_those_of_one_process(index, on_four):
+def test_on_four_ranks_loss_and_gradients_are_those_of_one_process(index, on_four: list[list[Trained]]) -> None:
     _assert_that_of_one_process(FOUR[index], [answer[index] for answer in on_four])
 
 
@@ -142,14 +142,14 @@ def _train_forgetting(case: Case) -> Trained:
         highway_module.RingHighway.leave_gradients = original  # type: ignore[method-assign]
 
 
-def test_the_comparison_sees_gradients_that_do_not_reach_the_pass_that_kept_a_state():
+def test_the_comparison_sees_gradients_that_do_not_reach_the_pass_that_kept_a_state() -> None:
     case = Case("1+2R3+1", "mesh")
     with pytest.raises(AssertionError, match="gradient of"):
         _assert_that_of_one_process(case, run(2, _train_forgetting, case))
 
 
 @pytest.mark.parametrize("index", range(len(FOUR)), ids=map(str, FOUR))
-def test_bytes_sent_are_those_of_the_formula(index, on_four):
+def test_bytes_sent_are_those_of_the_formula(index, on_four: list[list[Trained]]) -> None:
     case = FOUR[index]
     tokens = BATCH * SEQUENCE // (case.tensor_parallel_size if case.sequence_parallel else 1)
     expected = p2p_bytes_per_step(case.stages, tokens, HIDDEN, 8, case.num_micro_batches)
@@ -157,13 +157,13 @@ def test_bytes_sent_are_those_of_the_formula(index, on_four):
         assert sum(answer[index].bytes_sent.values()) == expected[rank // case.tensor_parallel_size]
 
 
-def test_only_embeddings_of_pass_0_are_sent_beside_the_state():
+def test_only_embeddings_of_pass_0_are_sent_beside_the_state() -> None:
     plain, mesh = (Case("4+5R2+3", scheme, num_ranks=4).stages for scheme in ("base", "mesh"))
     sent = [sum(p2p_bytes_per_step(stages, 1, 1, 1, 1)) for stages in (plain, mesh)]
     assert sent == [2 * (4 * 4 - 1), 2 * (4 * 4 - 1) + 2 * (4 - 1)]
 
 
-def test_receive_buffers_do_not_grow_with_the_number_of_micro_batches():
+def test_receive_buffers_do_not_grow_with_the_number_of_micro_batches() -> None:
     cases = [Case(num_micro_batches=number) for number in (4, 8, 16, 32)]
     peaks = [[trained.peak_receive_bytes for trained in answer] for answer in run(2, _train, cases)]
     state = BATCH * SEQUENCE * HIDDEN * 8
@@ -177,7 +177,7 @@ class Counting(ring_module._Step):
 
     most: ClassVar[Counter[str]] = Counter()
 
-    def _do(self, action):
+    def _do(self, action) -> None:
         super()._do(action)
         held = {name: len(getattr(self, name)) for name in HELD} | {
             "states": sum(highway.num_states for highway in self.highways.values()),
@@ -185,7 +185,7 @@ class Counting(ring_module._Step):
         }
         self.most |= Counter(held)
 
-    def run(self, actions):
+    def run(self, actions) -> None:
         Counting.most = Counter()
         super().run(actions)
         self.sending.clear()
@@ -209,7 +209,7 @@ def _most_held(case: Case) -> tuple[Counter[str], Counter[str]]:
         ring_module._Step = original  # type: ignore[misc]
 
 
-def test_what_is_held_does_not_grow_with_the_number_of_micro_batches():
+def test_what_is_held_does_not_grow_with_the_number_of_micro_batches() -> None:
     few, many = (run(2, _most_held, Case("1+2R2+1", "mesh", num_micro_batches=number)) for number in (8, 32))
     assert few == many
     (training, evaluation) = few[1]
@@ -222,11 +222,11 @@ def _gradients_left(case: Case) -> list[tuple[int, int]]:
     found, seen = [], []
 
     class Watched(RingHighway):
-        def __init__(self, tp):
+        def __init__(self, tp) -> None:
             super().__init__(tp)
             seen.append(self)
 
-        def leave_gradients(self, pass_index):
+        def leave_gradients(self, pass_index) -> None:
             super().leave_gradients(pass_index)
             found.append((pass_index, self.num_gradients))
 
@@ -238,7 +238,7 @@ def _gradients_left(case: Case) -> list[tuple[int, int]]:
     return found
 
 
-def test_gradients_are_let_go_with_the_backward_of_the_pass_that_kept_the_state():
+def test_gradients_are_let_go_with_the_backward_of_the_pass_that_kept_the_state() -> None:
     """K = 3. The last pass leaves gradients of 4 sources, 3 writes and its control; each one before consumes three of them."""
     found = run(2, _gradients_left, Case("1+2R3+1", "mesh", num_micro_batches=1))[1]
     assert found == [(3, 8), (2, 6), (1, 4), (0, 0)]
@@ -256,7 +256,7 @@ def _evaluate(case: Case) -> tuple[Tensor, Tensor]:
     [Case(num_micro_batches=3), Case("1+2R3+1", "anchor*", model=LEARNED), Case(None, num_passes=2)],
     ids=str,
 )
-def test_losses_of_an_evaluation_are_those_of_one_process_on_every_rank(case):
+def test_losses_of_an_evaluation_are_those_of_one_process_on_every_rank(case) -> None:
     module = case.build()
     expected = torch.stack([module(*inputs).detach() for inputs in case.micro_batches()]).float()
     for several, one in run(2, _evaluate, case):
@@ -270,11 +270,11 @@ def _states_alive(case: Case) -> list[tuple[str, int, list[int]]]:
     ring, seen = case.ring(), []
 
     class Watched(RingHighway):
-        def __init__(self, tp):
+        def __init__(self, tp) -> None:
             super().__init__(tp)
             seen.append(self)
 
-    def watch(action, _start, _end):
+    def watch(action, _start, _end) -> None:
         stage = case.stages.stages[action.stage]
         if action.kind in ("forward", "backward") and stage.boundary is not None:
             found.append((action.kind, stage.pass_index, [each.num_states for each in seen]))
@@ -288,7 +288,7 @@ def _states_alive(case: Case) -> list[tuple[str, int, list[int]]]:
     return found
 
 
-def test_states_are_let_go_with_the_backward_of_their_last_reader():
+def test_states_are_let_go_with_the_backward_of_their_last_reader() -> None:
     """4 sources and 3 writes are recalled at K = 3, and each control state once; backward frees what no earlier pass reads."""
     found = run(2, _states_alive, Case("1+2R3+1", "mesh", num_micro_batches=1))[1]
     assert found == [
@@ -304,7 +304,7 @@ def test_states_are_let_go_with_the_backward_of_their_last_reader():
 
 
 @pytest.mark.parametrize("scheme", ["anchor", "residual", "dynamic"])
-def test_no_state_is_left_after_a_step(scheme):
+def test_no_state_is_left_after_a_step(scheme: str) -> None:
     case = Case("1+2R2+1", scheme, num_micro_batches=4)
     found = run(2, _states_alive, case)[1]
     assert max(sum(alive) for _, _, alive in found) > 1
@@ -332,7 +332,7 @@ def _seeds(case: Case) -> list[int]:
 
 
 @pytest.mark.parametrize("kind", ["hidden_dropout", "attention_dropout"])
-def test_every_stage_and_micro_batch_draws_from_a_stream_of_its_own(kind):
+def test_every_stage_and_micro_batch_draws_from_a_stream_of_its_own(kind: str) -> None:
     case = Case("1+2R2+1", "mesh", model={kind: 0.1})
     by_rank = run(2, _seeds, case)
     assert [len(seeds) for seeds in by_rank] == [4 * case.num_micro_batches] * 2
@@ -345,7 +345,7 @@ def _dropout_twice(case: Case) -> list[dict[str, bytes]]:
         ring = case.ring()
         ring.model.train()
 
-        def inputs(seed=micro_batches_seed):
+        def inputs(seed: int = micro_batches_seed):
             for index, micro_batch in enumerate(case.micro_batches()):
                 torch.manual_seed(100 * seed + index)
                 yield micro_batch
@@ -358,14 +358,14 @@ def _dropout_twice(case: Case) -> list[dict[str, bytes]]:
 
 
 @pytest.mark.parametrize("training", [{}, PER_LOOP], ids=["kept", "recomputed"])
-def test_dropout_repeats_itself_with_the_stream_of_the_micro_batch(training):
+def test_dropout_repeats_itself_with_the_stream_of_the_micro_batch(training) -> None:
     case = replace(Case("1+2R2+1", "mesh", model={"hidden_dropout": 0.3, "attention_dropout": 0.3}), training=training)
     for first, again, other in run(2, _dropout_twice, case):
         assert first == again
         assert first != other
 
 
-def test_recomputation_drops_what_the_first_computation_dropped():
+def test_recomputation_drops_what_the_first_computation_dropped() -> None:
     case = Case("1+2R2+1", "mesh", model={"hidden_dropout": 0.3, "attention_dropout": 0.3})
     kept, recomputed = (run(2, _dropout_twice, replace(case, training=training)) for training in ({}, PER_LOOP))
     assert [found[0] for found in kept] == [found[0] for found in recomputed]

@@ -192,7 +192,7 @@ class Wrong:
 
     name = "wrong 1.0"
 
-    def __init__(self, reference: BackendTokenizer, mark: str):
+    def __init__(self, reference: BackendTokenizer, mark: str) -> None:
         self._right, self._mark = LibraryEngine(reference), mark
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -226,7 +226,7 @@ class WrongIds:
 
     name = "wrong 1.0"
 
-    def __init__(self, reference: BackendTokenizer):
+    def __init__(self, reference: BackendTokenizer) -> None:
         self._right = LibraryEngine(reference)
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

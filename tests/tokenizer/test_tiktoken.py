@@ -13,7 +13,7 @@ import tiktoken
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
-from megamesh.config.sections import TokenizerConfig
+from megamesh.config.keys import TokenizerConfig
 from megamesh.errors import ConfigError, DataError
 from megamesh.tokenizer import build_tokenizer, tokenizer_identity
 from megamesh.tokenizer.engines import LibraryEngine, fastest_engine

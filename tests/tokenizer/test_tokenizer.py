@@ -12,7 +12,7 @@ import pytest
 import sentencepiece
 from transformers import AutoTokenizer, GPT2TokenizerFast
 
-from megamesh.config.sections import TokenizerConfig
+from megamesh.config.keys import TokenizerConfig
 from megamesh.errors import ConfigError, DataError
 from megamesh.tokenizer import Tokenizer, build_tokenizer, train
 

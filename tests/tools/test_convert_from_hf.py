@@ -8,9 +8,9 @@ import torch
 
 from megamesh.checkpoint.reader import read_meta, read_weights
 from megamesh.config.load import load_config
-from megamesh.data.build import build_datasets
-from megamesh.data.loader import iterate_batches
-from megamesh.hf.pretrained import read_pretrained_weights
+from megamesh.data.samples.build import build_datasets
+from megamesh.data.samples.loader import iterate_batches
+from megamesh.hf.importing.pretrained import read_pretrained_weights
 from megamesh.training.hooks.signals import SignalHook
 from megamesh.training.run import train
 from tests.distributed import run
@@ -64,7 +64,9 @@ def theirs(tmp_path: Path):
     return module
 
 
-def test_a_run_begins_with_the_loss_of_the_imported_model_and_goes_on(theirs, tmp_path: Path, capsys) -> None:
+def test_a_run_begins_with_the_loss_of_the_imported_model_and_goes_on(
+    theirs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert convert(tmp_path) == 0
     said = capsys.readouterr().out.splitlines()
     assert "agree with transformers'" in said[0] and "GPTNeoXForCausalLM" in said[1] and "peak memory" in said[1]
@@ -82,7 +84,7 @@ def test_a_run_begins_with_the_loss_of_the_imported_model_and_goes_on(theirs, tm
     assert sorted(losses(tmp_path / "data")) == [1, 2]
 
 
-def test_the_imported_folder_generates_and_exports(tmp_path: Path, capsys) -> None:
+def test_the_imported_folder_generates_and_exports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, _ = old_pythia(tmp_path / "theirs")
     assert convert(tmp_path) == 0
     capsys.readouterr()
@@ -103,19 +105,21 @@ def test_the_imported_folder_generates_and_exports(tmp_path: Path, capsys) -> No
         (("--tokenizer-type", "SPMTokenizer"), "theirs", "tokenizer.model"),
     ],
 )
-def test_bad_input_is_one_error_and_no_folder(theirs, options, source, text, tmp_path, capsys) -> None:
+def test_bad_input_is_one_error_and_no_folder(
+    theirs, options, source: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert convert(tmp_path, *options, source=source) == 1
     errors = capsys.readouterr().err.strip().splitlines()
     assert len([line for line in errors if line.startswith("error: ")]) == 1 and text in errors[-1]
     assert not (tmp_path / "imported").exists()
 
 
-def test_the_comparison_can_be_left_out(theirs, tmp_path, capsys) -> None:
+def test_the_comparison_can_be_left_out(theirs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert convert(tmp_path, "--check", "none") == 0
     assert capsys.readouterr().out.startswith("logits were not compared, as asked\n")
 
 
-def test_an_existing_folder_is_left_alone(theirs, tmp_path, capsys) -> None:
+def test_an_existing_folder_is_left_alone(theirs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "imported").mkdir()
     assert convert(tmp_path) == 1
     assert "exists" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import re
 import resource
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,17 +14,19 @@ from tools.convert_to_hf import main
 
 
 @pytest.fixture
-def ours(tmp_path):
+def ours(tmp_path: Path):
     module = build(model_config())
     write_checkpoint(tmp_path / "save", module, MESH, tokenizer_file(tmp_path))
     return module
 
 
-def convert(tmp_path, *options: str, checkpoint: str = "save") -> int:
+def convert(tmp_path: Path, *options: str, checkpoint: str = "save") -> int:
     return main(["--checkpoint", str(tmp_path / checkpoint), "--output", str(tmp_path / "out"), *options])
 
 
-def test_a_checkpoint_becomes_a_model_with_the_same_logits(ours, tmp_path, capsys) -> None:
+def test_a_checkpoint_becomes_a_model_with_the_same_logits(
+    ours, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert convert(tmp_path, "--max-shard-size", "50KB") == 0
     said = capsys.readouterr().out
     assert "logits of the whole model agree" in said and "MegaMeshForCausalLM" in said and "step 10" in said
@@ -35,7 +38,9 @@ def test_a_checkpoint_becomes_a_model_with_the_same_logits(ours, tmp_path, capsy
     assert "exists" in capsys.readouterr().err
 
 
-def test_a_sample_of_layers_is_compared_where_that_is_asked_for(ours, tmp_path, capsys) -> None:
+def test_a_sample_of_layers_is_compared_where_that_is_asked_for(
+    ours, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert convert(tmp_path, "--dtype", "float16", "--check", "layers") == 0
     said = capsys.readouterr()
     assert "logits of a sample (prelude.0 core.0 coda.0) agree" in said.out
@@ -54,14 +59,16 @@ def test_a_sample_of_layers_is_compared_where_that_is_asked_for(ours, tmp_path, 
         (("--vocab-file", "none.json"), "save", "none.json"),
     ],
 )
-def test_bad_input_is_one_error_and_no_folder(ours, options, checkpoint, text, tmp_path, capsys) -> None:
+def test_bad_input_is_one_error_and_no_folder(
+    ours, options, checkpoint: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert convert(tmp_path, *options, checkpoint=checkpoint) == 1
     errors = capsys.readouterr().err.strip().splitlines()
     assert len(errors) == 1 and errors[0].startswith("error: ") and text in errors[0]
     assert not (tmp_path / "out").exists()
 
 
-def test_a_damaged_checkpoint_is_refused(ours, tmp_path, capsys) -> None:
+def test_a_damaged_checkpoint_is_refused(ours, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = next((tmp_path / "save" / "global_step10").glob("*.distcp"))
     file.write_bytes(file.read_bytes()[:1000])
     assert convert(tmp_path) == 1
@@ -70,7 +77,9 @@ def test_a_damaged_checkpoint_is_refused(ours, tmp_path, capsys) -> None:
 
 
 @pytest.mark.parametrize("limit", [100, 3000, 20_000])
-def test_a_full_disk_is_one_error_and_no_folder(ours, limit, tmp_path, capsys) -> None:
+def test_a_full_disk_is_one_error_and_no_folder(
+    ours, limit: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, unlimited[1]))

@@ -20,7 +20,7 @@ SIZES = {"max_length": 64, "batch_size": 8}
 
 
 @pytest.fixture
-def ours(tmp_path):
+def ours(tmp_path: Path):
     module = build(model_config())
     write_checkpoint(tmp_path / "save", module, MESH, tokenizer_file(tmp_path))
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
@@ -29,15 +29,15 @@ def ours(tmp_path):
     return module
 
 
-def options(tmp_path, *more: str) -> list[str]:
+def options(tmp_path: Path, *more: str) -> list[str]:
     return ["--checkpoint", str(tmp_path / "save"), "--device", "cpu", *more]
 
 
-def both(tmp_path) -> list[str]:
+def both(tmp_path: Path) -> list[str]:
     return ["--text", str(tmp_path / "texts.jsonl"), "--choices", str(tmp_path / "questions.jsonl")]
 
 
-def test_texts_and_questions_are_measured(ours, tmp_path, capsys) -> None:
+def test_texts_and_questions_are_measured(ours, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(options(tmp_path, *both(tmp_path), "--json")) == 0
     found = json.loads(capsys.readouterr().out)
     letters = tokenizer(tmp_path)
@@ -52,7 +52,7 @@ def test_texts_and_questions_are_measured(ours, tmp_path, capsys) -> None:
     assert table["bits_per_byte"] == f"{text.bits_per_byte:.6g}" and table["acc"] == f"{choices.acc:.6g}"
 
 
-def test_options_change_what_they_say(ours, tmp_path, capsys) -> None:
+def test_options_change_what_they_say(ours, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def measured(*more: str) -> dict:
         assert main(options(tmp_path, *both(tmp_path), "--json", *more)) == 0
         return json.loads(capsys.readouterr().out)
@@ -67,7 +67,7 @@ def test_options_change_what_they_say(ours, tmp_path, capsys) -> None:
     assert measured("--dtype", "bfloat16")["text"]["loss"] == pytest.approx(measured()["text"]["loss"], rel=0.05)
 
 
-def test_two_processes_say_once_what_one_says(ours, tmp_path, capsys) -> None:
+def test_two_processes_say_once_what_one_says(ours, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = options(tmp_path, *both(tmp_path), "--json")
     assert main(asked) == 0
     alone = json.loads(capsys.readouterr().out)
@@ -91,7 +91,9 @@ def test_two_processes_say_once_what_one_says(ours, tmp_path, capsys) -> None:
         (("--text", "{folder}/texts.jsonl", "--checkpoint", "{folder}/none"), "none does not exist"),
     ],
 )
-def test_what_cannot_be_measured_is_one_error(ours, tmp_path, capsys, more, text: str) -> None:
+def test_what_cannot_be_measured_is_one_error(
+    ours, tmp_path: Path, capsys: pytest.CaptureFixture[str], more, text: str
+) -> None:
     module = build(model_config(pos_emb="learned"))
     write_checkpoint(tmp_path / "save", module, MESH, tokenizer_file(tmp_path), step=11)
     assert main(options(tmp_path, *(part.format(folder=tmp_path) for part in more))) == 1
@@ -99,7 +101,7 @@ def test_what_cannot_be_measured_is_one_error(ours, tmp_path, capsys, more, text
     assert text in told and told.count("error: ") == 1
 
 
-def test_something_must_be_asked(tmp_path, capsys) -> None:
+def test_something_must_be_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(options(tmp_path))
     assert "nothing to measure" in capsys.readouterr().err

@@ -24,29 +24,31 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def ours(tmp_path):
+def ours(tmp_path: Path):
     module = build(model_config())
     write_checkpoint(tmp_path / "save", module, MESH, tokenizer_file(tmp_path))
     return module
 
 
-def run(tmp_path, *options: str) -> int:
+def run(tmp_path: Path, *options: str) -> int:
     return main(["--checkpoint", str(tmp_path / "save"), "--max-new-tokens", "6", "--device", "cpu", *options])
 
 
-def greedy_text(ours, tmp_path, prompt: str) -> str:
+def greedy_text(ours, tmp_path: Path, prompt: str) -> str:
     letters = tokenizer(tmp_path)
     return letters.decode(greedy_oracle(ours.logits, letters.encode(prompt) or [0], 6, stop=0))
 
 
-def test_prompts_are_continued_greedily(ours, tmp_path, capsys) -> None:
+def test_prompts_are_continued_greedily(ours, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path, "--prompt", "The end", "--prompt", "a", "--temperature", "0") == 0
     expected = [prompt + greedy_text(ours, tmp_path, prompt) for prompt in ("The end", "a")]
     assert capsys.readouterr().out == "\n".join(expected) + "\n"
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
-def test_a_file_of_prompts_becomes_a_file_of_texts(ours, suffix, tmp_path, capsys) -> None:
+def test_a_file_of_prompts_becomes_a_file_of_texts(
+    ours, suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     prompts = ["The end", "", "b c"]
     source, target = tmp_path / f"prompts{suffix}", tmp_path / "texts.jsonl"
     lines = prompts if suffix == ".txt" else [json.dumps({"text": prompt}) for prompt in prompts]
@@ -61,14 +63,18 @@ def test_a_file_of_prompts_becomes_a_file_of_texts(ours, suffix, tmp_path, capsy
     assert "exists" in capsys.readouterr().err and target.read_bytes() == before
 
 
-def test_a_session_in_the_terminal_shows_each_continuation(ours, tmp_path, capsys, monkeypatch) -> None:
+def test_a_session_in_the_terminal_shows_each_continuation(
+    ours, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("The end\na\n"))
     assert run(tmp_path, "--interactive", "--temperature", "0") == 0
     said = capsys.readouterr().out
     assert all(greedy_text(ours, tmp_path, prompt) in said for prompt in ("The end", "a"))
 
 
-def test_a_session_survives_what_is_no_prompt_and_ends_with_an_interrupt(ours, tmp_path, capsys, monkeypatch) -> None:
+def test_a_session_survives_what_is_no_prompt_and_ends_with_an_interrupt(
+    ours, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     typed = iter([b"\xff".decode(errors="surrogateescape"), "a", KeyboardInterrupt()])
 
     def read(_prompt: str) -> str:
@@ -83,13 +89,13 @@ def test_a_session_survives_what_is_no_prompt_and_ends_with_an_interrupt(ours, t
     assert "not UTF-8" in said.err and greedy_text(ours, tmp_path, "a") in said.out
 
 
-def test_a_record_may_hold_any_character(tmp_path) -> None:
+def test_a_record_may_hold_any_character(tmp_path: Path) -> None:
     source = tmp_path / "prompts.jsonl"
     source.write_text(json.dumps({"text": "a\u2028b\x0cc"}, ensure_ascii=False) + "\n", encoding="utf-8")
     assert read_prompts(source) == ["a\u2028b\x0cc"]
 
 
-def test_a_seed_gives_the_same_text_again(ours, tmp_path, capsys) -> None:
+def test_a_seed_gives_the_same_text_again(ours, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     texts = []
     for seed in ("1", "1", "2"):
         assert run(tmp_path, "--prompt", "a", "--seed", seed, "--top-k", "20", "--top-p", "0.95") == 0
@@ -110,19 +116,19 @@ def test_a_seed_gives_the_same_text_again(ours, tmp_path, capsys) -> None:
         (("--prompt", "a", "--output", "missing/texts.jsonl"), "the folder missing does not exist"),
     ],
 )
-def test_bad_input_is_one_error(ours, options, text, tmp_path, capsys) -> None:
+def test_bad_input_is_one_error(ours, options, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path, *options) == 1
     assert text in capsys.readouterr().err
 
 
-def test_a_line_that_is_no_prompt_is_named(ours, tmp_path, capsys) -> None:
+def test_a_line_that_is_no_prompt_is_named(ours, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "prompts.jsonl"
     source.write_text('{"text": "a"}\n{"test": "b"}\n')
     assert run(tmp_path, "--input-file", str(source)) == 1
     assert "prompts.jsonl:2" in capsys.readouterr().err
 
 
-def torchrun(tmp_path, *options: str, num_processes: int = 2) -> subprocess.CompletedProcess:
+def torchrun(tmp_path: Path, *options: str, num_processes: int = 2) -> subprocess.CompletedProcess:
     """The tool as a user starts it on several processes."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)]
     return subprocess.run(
@@ -133,14 +139,14 @@ def torchrun(tmp_path, *options: str, num_processes: int = 2) -> subprocess.Comp
 
 
 @pytest.mark.parametrize("options", [[], ["--pipe-parallel-size", "2"]], ids=["tensor", "pipeline"])
-def test_two_processes_say_once_what_one_says(ours, tmp_path, options) -> None:
+def test_two_processes_say_once_what_one_says(ours, tmp_path: Path, options) -> None:
     done = torchrun(tmp_path, "--prompt", "The end", "--prompt", "a", "--temperature", "0", *options)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "".join(prompt + greedy_text(ours, tmp_path, prompt) + "\n" for prompt in ("The end", "a"))
     assert done.stderr.count("on 2 processes") == 1
 
 
-def test_several_processes_tell_an_error_once(tmp_path) -> None:
+def test_several_processes_tell_an_error_once(tmp_path: Path) -> None:
     module = build(model_config(num_kv_heads=1))
     write_checkpoint(tmp_path / "save", module, MESH, tokenizer_file(tmp_path))
     done = torchrun(tmp_path, "--prompt", "a")
@@ -163,7 +169,7 @@ def _converse(save: Path) -> tuple[str, str]:
     return shown.getvalue(), told.getvalue()
 
 
-def test_a_session_of_two_processes_is_one_session(tmp_path) -> None:
+def test_a_session_of_two_processes_is_one_session(tmp_path: Path) -> None:
     module = build(model_config(pos_emb="learned"))
     write_checkpoint(tmp_path / "save", module, MESH, tokenizer_file(tmp_path))
     first, second = distributed.run(2, _converse, tmp_path / "save")
@@ -172,7 +178,9 @@ def test_a_session_of_two_processes_is_one_session(tmp_path) -> None:
     assert first[1].count("64 positions") == 1
 
 
-def test_one_device_for_several_processes_is_refused(tmp_path, capsys, monkeypatch) -> None:
+def test_one_device_for_several_processes_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RANK", "0"), monkeypatch.setenv("WORLD_SIZE", "2"), monkeypatch.setenv("LOCAL_RANK", "0")
     assert main(["--checkpoint", str(tmp_path), "--prompt", "a", "--device", "cuda:0"]) == 1
     assert "--device=cuda:0 cannot be used by 2 processes; use cpu or cuda" in capsys.readouterr().err

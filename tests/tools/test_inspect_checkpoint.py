@@ -24,12 +24,12 @@ def write(folder: Path, seed: int = 0, width: int = 8) -> Path:
     return save_weights(folder, shapes, tensors.__getitem__, config=CONFIG, sources=sources, seed=seed)
 
 
-def run(capsys, *arguments: object) -> tuple[int, str]:
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
     status = main([str(argument) for argument in arguments])
     return status, capsys.readouterr().out
 
 
-def test_a_run_and_its_latest_checkpoint_are_listed(tmp_path, capsys) -> None:
+def test_a_run_and_its_latest_checkpoint_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "save", seed=3)
     status, out = run(capsys, tmp_path / "save", "--norms", "--yaml")
     assert status == 0
@@ -50,7 +50,7 @@ def test_a_run_and_its_latest_checkpoint_are_listed(tmp_path, capsys) -> None:
     assert run(capsys, "list", path, "--filter", "core.2.*")[1].count(".weight") == 1
 
 
-def test_a_listing_for_programs(tmp_path, capsys) -> None:
+def test_a_listing_for_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "save")
     (tmp_path / "save" / ".saving-global_step7").mkdir()
     found = json.loads(run(capsys, tmp_path / "save", "--json")[1])
@@ -60,7 +60,9 @@ def test_a_listing_for_programs(tmp_path, capsys) -> None:
     assert list(found["configs"]) == ["model.yml"]
 
 
-def test_verifying_names_the_damage_and_ends_with_status_one(tmp_path, capsys) -> None:
+def test_verifying_names_the_damage_and_ends_with_status_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path, other = write(tmp_path / "save"), write(tmp_path / "other")
     assert run(capsys, "verify", tmp_path / "save", other)[0] == 0
     file = next(path.glob("*.distcp"))
@@ -78,7 +80,7 @@ def test_verifying_names_the_damage_and_ends_with_status_one(tmp_path, capsys) -
     assert "latest: " in run(capsys, "verify", tmp_path / "save")[1]
 
 
-def test_comparing_says_how_much_differs_and_where(tmp_path, capsys) -> None:
+def test_comparing_says_how_much_differs_and_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "a", seed=0), write(tmp_path / "b", seed=1), write(tmp_path / "c", width=6)
     status, out = run(capsys, "compare", tmp_path / "a", tmp_path / "a")
     assert status == 0 and "3 tensors in both: 3 bit-identical, 0 different" in out
@@ -102,7 +104,9 @@ def test_comparing_says_how_much_differs_and_where(tmp_path, capsys) -> None:
         (("compare", "{folder}/save", "{folder}/none"), "none does not exist"),
     ],
 )
-def test_what_cannot_be_read_is_one_error(tmp_path, capsys, arguments, text: str) -> None:
+def test_what_cannot_be_read_is_one_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments, text: str
+) -> None:
     write(tmp_path / "save")
     assert main([argument.format(folder=tmp_path) for argument in arguments]) == 1
     told = capsys.readouterr().err

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megamesh.config.sections import TokenizerConfig
-from megamesh.data.indexed import IndexedWriter
-from megamesh.data.manifest import Input, digest_of_file, read_manifest, write_manifest
-from megamesh.data.merge import merge
+from megamesh.config.keys import TokenizerConfig
+from megamesh.data.store.indexed import IndexedWriter
+from megamesh.data.store.manifest import Input, digest_of_file, read_manifest, write_manifest
+from megamesh.data.store.merge import merge
 from megamesh.tokenizer import Tokenizer, build_tokenizer
 from tests.data import corpora
-from tests.data.test_merge import mark_as_labels, write
+from tests.data.store.test_merge import mark_as_labels, write
 from tools.inspect_dataset import main
 
 CHARACTERS = list("abcdefgh ")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.data import corpora
-from tests.data.test_merge import pair
+from tests.data.store.test_merge import pair
 from tools.merge_datasets import main
 
 

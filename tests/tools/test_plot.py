@@ -1,6 +1,7 @@
 """tools/plot.py: pictures of runs, and one error for what cannot be drawn."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -8,7 +9,7 @@ from tools.plot import main
 
 
 @pytest.fixture
-def save(tmp_path):
+def save(tmp_path: Path):
     rows = [{"kind": kind, "step": 1, "consumed_tokens": 64, "loss": 3.0} for kind in ("train", "valid")]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tmp_path
@@ -34,7 +35,9 @@ def test_a_loss_curve_is_drawn(suffix: str, save) -> None:
         (("routers", "--checkpoint", "{save}", "--output", "x.png"), "{save}"),
     ],
 )
-def test_bad_input_is_one_error_and_no_picture(options, text: str, save, capsys, monkeypatch) -> None:
+def test_bad_input_is_one_error_and_no_picture(
+    options, text: str, save, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(save)
     try:
         status = main([option.format(save=save) for option in options])
@@ -44,7 +47,7 @@ def test_bad_input_is_one_error_and_no_picture(options, text: str, save, capsys,
     assert text.format(save=save) in capsys.readouterr().err
 
 
-def test_a_run_without_losses_is_refused(save, capsys) -> None:
+def test_a_run_without_losses_is_refused(save, capsys: pytest.CaptureFixture[str]) -> None:
     (save / "metrics.jsonl").write_text("")
     assert main(["loss", "--run", f"a={save}", "--output", str(save / "x.png")]) == 1
     assert "has logged no loss yet" in capsys.readouterr().err

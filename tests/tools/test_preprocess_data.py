@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from megamesh.config.sections import TokenizerConfig
-from megamesh.data.indexed import IndexedDataset
+from megamesh.config.keys import TokenizerConfig
 from megamesh.data.preprocessing.spool import Spool
+from megamesh.data.store.indexed import IndexedDataset
 from megamesh.tokenizer import Tokenizer, build_tokenizer, train
 from tools.preprocess_data import main
 

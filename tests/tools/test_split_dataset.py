@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from megamesh.data.indexed import IndexedDataset
+from megamesh.data.store.indexed import IndexedDataset
 from tests.data import corpora
 from tools.split_dataset import main
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from megamesh.config.sections import TokenizerConfig
+from megamesh.config.keys import TokenizerConfig
 from megamesh.data.sources import ReadOptions, estimate_text_bytes, find_inputs
 from megamesh.tokenizer import build_tokenizer
 from tools.train_tokenizer import main

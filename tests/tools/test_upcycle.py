@@ -34,7 +34,7 @@ def rows(said: str) -> list[list[str]]:
     return [line.split() for line in said.splitlines()]
 
 
-def test_it_reports_layers_sizes_and_losses(plain, tmp_path: Path, capsys) -> None:
+def test_it_reports_layers_sizes_and_losses(plain, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--core-from", "average", "--device", "cpu"]
     assert upcycle(tmp_path, *options, "--recursion-scheme", "base", output="base") == 0
     capsys.readouterr()
@@ -55,7 +55,9 @@ def test_it_reports_layers_sizes_and_losses(plain, tmp_path: Path, capsys) -> No
     assert "data.yml" in said.splitlines()[-1]
 
 
-def test_the_configuration_inside_is_what_was_asked_for(plain, tmp_path: Path, capsys) -> None:
+def test_the_configuration_inside_is_what_was_asked_for(
+    plain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = [
         "--recursion_scheme",
         "mesh",
@@ -101,7 +103,7 @@ def test_an_export_of_it_has_its_logits(plain, tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_is_one_error_and_no_checkpoint(
-    plain, options: tuple[str, ...], text: str, tmp_path: Path, capsys
+    plain, options: tuple[str, ...], text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert upcycle(tmp_path, *options) == 1
     errors = capsys.readouterr().err.strip().splitlines()
@@ -109,20 +111,24 @@ def test_bad_input_is_one_error_and_no_checkpoint(
     assert not (tmp_path / "new").exists()
 
 
-def test_text_under_another_key_is_told_without_an_option_of_other_tools(plain, tmp_path: Path, capsys) -> None:
+def test_text_under_another_key_is_told_without_an_option_of_other_tools(
+    plain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "other.jsonl").write_text('{"content": "words"}\n')
     assert upcycle(tmp_path, "--text", str(tmp_path / "other.jsonl")) == 1
     error = capsys.readouterr().err
     assert "no key 'text'; found 'content'; the text must stand under text" in error and "--jsonl-keys" not in error
 
 
-def test_the_command_that_trains_on_can_be_pasted(plain, tmp_path: Path, capsys) -> None:
+def test_the_command_that_trains_on_can_be_pasted(plain, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert upcycle(tmp_path, output="a b") == 0
     words = shlex.split(capsys.readouterr().out.splitlines()[-1].removeprefix("train on:"))
     assert words[2] == str(tmp_path / "a b/global_step0/configs/upcycled.yml")
 
 
-def test_a_recursive_source_or_an_output_in_use_is_refused(plain, tmp_path: Path, capsys) -> None:
+def test_a_recursive_source_or_an_output_in_use_is_refused(
+    plain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_checkpoint(tmp_path / "recursive", build(model_config(), MESH), MESH, tokenizer_file(tmp_path))
     assert upcycle(tmp_path, checkpoint="recursive") == 1
     assert "is recursive already" in capsys.readouterr().err

@@ -30,7 +30,7 @@ def arrange_death(moment: str) -> None:
     if kind == "step":
         after_step = ProgressHook.after_step
 
-        def dying_after_step(hook, trainer, result):
+        def dying_after_step(hook, trainer, result) -> None:
             after_step(hook, trainer, result)
             if trainer.state.step == int(step):
                 die()

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from megamesh.config.load import load_config
-from megamesh.data.indexed import IndexedDataset
-from megamesh.data.writer import IndexedWriter
+from megamesh.data.store.indexed import IndexedDataset
+from megamesh.data.store.writer import IndexedWriter
 from megamesh.training.hooks.metrics_file import read_metrics
 from megamesh.training.hooks.signals import SignalHook
 from megamesh.training.run import train

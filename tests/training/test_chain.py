@@ -52,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class _StopHook(Hook):
     """Ends a run as a signal would."""
 
-    def __init__(self, last_step: int):
+    def __init__(self, last_step: int) -> None:
         self.last_step = last_step
 
     def after_step(self, trainer: Trainer, result: StepResult) -> None:

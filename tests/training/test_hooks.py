@@ -4,15 +4,17 @@ import json
 import logging
 import os
 import signal
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from megamesh.checkpoint.meta import RunState
-from megamesh.config.sections import CheckpointConfig
+from megamesh.config.keys import CheckpointConfig
 from megamesh.engine.engine import StepResult
 from megamesh.engine.loss_scale import LossScale
+from megamesh.engine.peak_memory import PeakMemory, own_peak_bytes, peak_memory
 from megamesh.errors import TrainingError
 from megamesh.training.hooks.checkpoint import is_due
 from megamesh.training.hooks.console import training_line
@@ -20,7 +22,6 @@ from megamesh.training.hooks.metrics_file import MetricsFileHook, read_metrics
 from megamesh.training.hooks.nonfinite import NonFiniteHook
 from megamesh.training.hooks.progress import ProgressHook
 from megamesh.training.hooks.signals import SignalHook
-from megamesh.training.peak_memory import PeakMemory, own_peak_bytes, peak_memory
 from megamesh.training.throughput import Throughput, known_peak_tflops
 from megamesh.training.trainer import Metrics
 from tests.distributed import run
@@ -64,7 +65,7 @@ def test_progress_averages_since_the_last_line_and_leaves_skipped_steps_out() ->
     assert "loss scale 4096 " in training_line(values | {"loss_scale": 4096.0})
 
 
-def test_metrics_file_drops_what_a_resumed_run_writes_again(tmp_path) -> None:
+def test_metrics_file_drops_what_a_resumed_run_writes_again(tmp_path: Path) -> None:
     hook = MetricsFileHook(tmp_path)
     hook.on_start(SimpleNamespace(state=state(0), train_iters=9))
     for step in (1, 2, 3):
@@ -78,7 +79,7 @@ def test_metrics_file_drops_what_a_resumed_run_writes_again(tmp_path) -> None:
     assert [json.loads(line)["loss"] for line in hook.path.read_text().splitlines()] == [1.0, 2.0, 30.0]
 
 
-def test_numbers_that_are_not_finite_are_null(tmp_path) -> None:
+def test_numbers_that_are_not_finite_are_null(tmp_path: Path) -> None:
     hook = MetricsFileHook(tmp_path)
     hook.on_start(SimpleNamespace(state=state(0), train_iters=9))
     hook.on_metrics(Metrics("train", 1, {"loss": float("nan"), "grad_norm": float("inf"), "learning_rate": 0.5}))
@@ -86,7 +87,9 @@ def test_numbers_that_are_not_finite_are_null(tmp_path) -> None:
     assert (row["loss"], row["grad_norm"], row["learning_rate"]) == (None, None, 0.5)
 
 
-def test_metrics_that_cannot_be_written_are_a_warning(tmp_path, caplog, monkeypatch) -> None:
+def test_metrics_that_cannot_be_written_are_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(logging.getLogger("megamesh"), "propagate", True)
     MetricsFileHook(tmp_path / "gone").on_metrics(Metrics("train", 3, {"loss": 1.0}))
     assert "the train metrics of step 3 are lost: No such file or directory" in caplog.text
@@ -104,7 +107,7 @@ def test_metrics_that_cannot_be_written_are_a_warning(tmp_path, caplog, monkeypa
         ("NVIDIA H200 MIG 1g.18gb", None),
     ],
 )
-def test_peaks_belong_to_whole_names(name, peak) -> None:
+def test_peaks_belong_to_whole_names(name: str, peak) -> None:
     assert known_peak_tflops(name) == peak
 
 
@@ -119,7 +122,9 @@ def test_too_many_skipped_steps_in_a_row_stop_the_run() -> None:
         hook.after_step(trainer, bad)
 
 
-def test_overflows_of_a_dynamic_loss_scale_are_said_and_neither_counted_nor_forgiven(caplog, monkeypatch) -> None:
+def test_overflows_of_a_dynamic_loss_scale_are_said_and_neither_counted_nor_forgiven(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(logging.getLogger("megamesh"), "propagate", True)
     overflow = StepResult(2.5, float("inf"), 1e-3, True, "head.weight", loss_scale=65536.0, overflowed=True)
     engine = SimpleNamespace(loss_scale=LossScale(32768.0))

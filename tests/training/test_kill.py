@@ -63,7 +63,7 @@ def _is_saving(folder: Path) -> bool:
     return bool(interrupted_saves(folder))
 
 
-def test_a_run_killed_20_times_at_random_is_the_undisturbed_one(tmp_path):
+def test_a_run_killed_20_times_at_random_is_the_undisturbed_one(tmp_path: Path) -> None:
     """Two processes that save beside training at every third step; all of them die, or one, whom the other follows.
 
     Every other kill waits for a save to begin.

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from megamesh.config.batch import resolve_batch
+from megamesh.config.keys import ModelConfig, ParallelConfig, RecursionConfig
 from megamesh.config.load import load_config
-from megamesh.config.sections import ModelConfig, ParallelConfig, RecursionConfig
 from megamesh.errors import CheckpointError
 from megamesh.training.resume import changed_order_keys, check_architecture
 from tests.generation.checkpoints import run_config

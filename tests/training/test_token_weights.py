@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from megamesh.data.batch import make_batch
-from megamesh.data.indexed import IndexedDataset
-from megamesh.data.writer import IndexedWriter
+from megamesh.data.samples.batch import make_batch
+from megamesh.data.store.indexed import IndexedDataset
+from megamesh.data.store.writer import IndexedWriter
 from megamesh.parallel.cross_entropy import vocab_parallel_cross_entropy
 from megamesh.parallel.mesh import ProcessMesh
 from megamesh.training.hooks.metrics_file import read_metrics

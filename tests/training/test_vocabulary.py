@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from megamesh.config.sections import DataConfig, TokenizerConfig
-from megamesh.data.manifest import Manifest, manifest_path, read_manifest, tokenizer_facts, write_manifest
-from megamesh.data.merge import merge
+from megamesh.config.keys import DataConfig, TokenizerConfig
+from megamesh.data.store.manifest import Manifest, manifest_path, read_manifest, tokenizer_facts, write_manifest
+from megamesh.data.store.merge import merge
 from megamesh.tokenizer import build_tokenizer, tokenizer_identity
 from megamesh.tokenizer.backend import CHARACTERS_TYPE
 from megamesh.training.vocabulary import MOST_WARNINGS, warn_about_tokenizers

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from megamesh.data.writer import IndexedWriter
+from megamesh.data.store.writer import IndexedWriter
 
 ROOT = Path(__file__).parents[2]
 VOCAB = 60

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from megamesh.data.format import token_dtype
-from megamesh.data.manifest import Tokenizer
+from megamesh.data.store.format import token_dtype
+from megamesh.data.store.manifest import Tokenizer
 from megamesh.errors import ConfigError
 
 

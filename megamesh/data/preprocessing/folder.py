@@ -22,8 +22,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from megamesh.data.cache import replace_file
-from megamesh.data.stored import UNFINISHED
+from megamesh.data.store.stored import UNFINISHED
+from megamesh.data.store.temporary import replace_file
 from megamesh.errors import DataError
 
 log = logging.getLogger(__name__)

@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from megamesh.data.byte_copy import copy_range
-from megamesh.data.format import bin_path, idx_path
 from megamesh.data.preprocessing.folder import WorkFolder
 from megamesh.data.preprocessing.shard import Job, ShardFacts
-from megamesh.data.writer import write_index
+from megamesh.data.store.byte_copy import copy_range
+from megamesh.data.store.format import bin_path, idx_path
+from megamesh.data.store.writer import write_index
 
 
 def make_targets(names: Sequence[str], folder: WorkFolder) -> None:

@@ -14,10 +14,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from megamesh.data.format import token_dtype
-from megamesh.data.label_masks import join_segments, mask_before, parse_pattern
-from megamesh.data.manifest import Tokenizer, digest
 from megamesh.data.preprocessing.encoders import Column, Encoder, TextEncoder, append_to_each
+from megamesh.data.preprocessing.label_masks import join_segments, mask_before, parse_pattern
+from megamesh.data.store.format import token_dtype
+from megamesh.data.store.manifest import Tokenizer, digest
 from megamesh.errors import ConfigError
 
 LABEL_DTYPE = np.dtype("<i4")

@@ -3,9 +3,7 @@
 A line of the report: {"place": "file:line", "reason": …, "message": …}, in the order of the input.
 """
 
-import importlib.metadata
 import json
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
@@ -13,8 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from megamesh.data.format import bin_path, idx_path
-from megamesh.data.manifest import (
+from megamesh.data.preprocessing.encoders import Encoder
+from megamesh.data.preprocessing.folder import WorkFolder
+from megamesh.data.preprocessing.shard import Job, Settings, ShardFacts
+from megamesh.data.sources.inputs import InputFile
+from megamesh.data.sources.records import BadRecord, place
+from megamesh.data.store.format import bin_path, idx_path
+from megamesh.data.store.manifest import (
     Input,
     Manifest,
     Output,
@@ -24,27 +27,11 @@ from megamesh.data.manifest import (
     manifest_path,
     name_as_text,
     sum_counts,
+    versions,
     write_manifest,
 )
-from megamesh.data.own_files import report_path
-from megamesh.data.preprocessing.encoders import Encoder
-from megamesh.data.preprocessing.folder import WorkFolder
-from megamesh.data.preprocessing.shard import Job, Settings, ShardFacts
-from megamesh.data.sources.inputs import InputFile
-from megamesh.data.sources.records import BadRecord, place
+from megamesh.data.store.own_files import report_path
 
-PACKAGES = (
-    "megamesh",
-    "numpy",
-    "tokenizers",
-    "gigatoken",
-    "sentencepiece",
-    "tiktoken",
-    "orjson",
-    "pyarrow",
-    "zstandard",
-    "ftfy",
-)
 _NAMED = 3
 
 
@@ -139,14 +126,3 @@ def _inputs(inputs: Sequence[InputFile], jobs: Sequence[Job], facts: Sequence[Sh
         Input(path=name_as_text(file.path.absolute()), bytes=file.num_bytes, digest=combine(chunks.get(file.path, [])))
         for file in inputs
     ]
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the installed packages that had a part in the result."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

@@ -18,9 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from megamesh.data.format import bin_path, check_prefix, idx_path
-from megamesh.data.manifest import digest, is_manifest, manifest_path, read_manifest
-from megamesh.data.own_files import is_report, report_path
 from megamesh.data.preprocessing.encoders import Encoder
 from megamesh.data.preprocessing.folder import PUBLISHING, WorkFolder
 from megamesh.data.preprocessing.join import Joiner, make_targets, write_indexes
@@ -31,8 +28,11 @@ from megamesh.data.preprocessing.records import describe_nothing, write_manifest
 from megamesh.data.preprocessing.shard import Job, Settings, ShardFacts, do_shard, make_jobs
 from megamesh.data.sources.inputs import InputFile
 from megamesh.data.sources.shards import cut_into_shards
-from megamesh.data.token_range import ENDING as TOKEN_RANGE
-from megamesh.data.token_range import keep_range
+from megamesh.data.store.format import bin_path, check_prefix, idx_path
+from megamesh.data.store.manifest import digest, is_manifest, manifest_path, read_manifest
+from megamesh.data.store.own_files import is_report, report_path
+from megamesh.data.store.token_range import ENDING as TOKEN_RANGE
+from megamesh.data.store.token_range import keep_range
 from megamesh.errors import DataError
 
 log = logging.getLogger(__name__)

@@ -19,12 +19,12 @@ from typing import IO, Any
 
 import numpy as np
 
-from megamesh.data.cache import replace_file
-from megamesh.data.manifest import CHUNK_BYTES, digest, digest_of_range
 from megamesh.data.preprocessing.encoders import Column, Encoder
 from megamesh.data.preprocessing.folder import WorkFolder
 from megamesh.data.sources.records import BadRecord, ReadOptions, Records, place, read_shard
-from megamesh.data.sources.shards import Shard
+from megamesh.data.sources.shard import Shard
+from megamesh.data.store.manifest import CHUNK_BYTES, digest, digest_of_range
+from megamesh.data.store.temporary import replace_file
 from megamesh.errors import DataError
 
 VERSION = 2

@@ -12,8 +12,8 @@ from typing import IO
 
 from tqdm import tqdm
 
-from megamesh.data.cache import replace_file
-from megamesh.data.own_files import spool_path
+from megamesh.data.store.own_files import spool_path
+from megamesh.data.store.temporary import replace_file
 from megamesh.errors import DataError
 
 BLOCK_BYTES = 1 << 20

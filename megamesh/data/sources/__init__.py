@@ -12,7 +12,8 @@ from megamesh.data.sources.records import (
     read_shard,
     read_texts,
 )
-from megamesh.data.sources.shards import Shard, cut_into_shards
+from megamesh.data.sources.shard import Shard
+from megamesh.data.sources.shards import cut_into_shards
 
 __all__ = [
     "BadRecord",

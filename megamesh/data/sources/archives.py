@@ -14,13 +14,13 @@ import zlib
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from megamesh.data.manifest import name_as_text
 from megamesh.data.sources.content import add_content
 from megamesh.data.sources.disk import BLOCK_BYTES, RawFile
 from megamesh.data.sources.found import Found, ReadOptions
 from megamesh.data.sources.inputs import file_kind
-from megamesh.data.sources.shards import Shard
+from megamesh.data.sources.shard import Shard
 from megamesh.data.sources.streams import Read, StreamReader, decompress
+from megamesh.data.store.manifest import name_as_text
 from megamesh.errors import DataError
 
 log = logging.getLogger(__name__)

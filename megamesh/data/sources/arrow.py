@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from megamesh.data.sources.found import Found, ReadOptions
 from megamesh.data.sources.inputs import InputFile
-from megamesh.data.sources.shards import Shard
+from megamesh.data.sources.shard import Shard
 from megamesh.data.sources.tables import add_rows, check_columns, slices
 from megamesh.errors import DataError
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from megamesh.data.own_files import is_own
-from megamesh.data.stored import UNFINISHED
+from megamesh.data.store.own_files import is_own
+from megamesh.data.store.stored import UNFINISHED
 from megamesh.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from megamesh.data.sources.disk import BLOCK_BYTES
 from megamesh.data.sources.found import Found, ReadOptions
 from megamesh.data.sources.inputs import InputFile
-from megamesh.data.sources.shards import Shard
+from megamesh.data.sources.shard import Shard
 from megamesh.data.sources.tables import SLICE_BYTES, add_rows, check_columns, slices
 from megamesh.errors import DataError
 

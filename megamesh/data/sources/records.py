@@ -10,15 +10,16 @@ is exactly the shard's size on disk.
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
-from megamesh.data.manifest import name_as_text
 from megamesh.data.sources.content import add_content, splitter
 from megamesh.data.sources.disk import RawFile, blocks_of_range, pieces_before
 from megamesh.data.sources.found import BadRecord, Found, ReadOptions, Reason, Records
 from megamesh.data.sources.inputs import InputFile
 from megamesh.data.sources.pieces import split_pieces
-from megamesh.data.sources.shards import Shard, cut_into_shards, is_cut_by_bytes
+from megamesh.data.sources.shard import Shard
+from megamesh.data.sources.shards import cut_into_shards, is_cut_by_bytes
 from megamesh.data.sources.streams import decompress
 from megamesh.data.sources.texts import add_piece, dat_documents
+from megamesh.data.store.manifest import name_as_text
 from megamesh.errors import DataError
 
 __all__ = [

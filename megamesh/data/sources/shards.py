@@ -7,26 +7,11 @@ The shards of a file, one after another, give exactly its records; their sizes o
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 from megamesh.data.sources.inputs import InputFile
 from megamesh.data.sources.pieces import overlaps_itself
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A part of a file.
-
-    start, end: bytes, row groups or record batches, see above; 0 and the file's size where the shard is the whole file.
-    num_bytes: its part of the file's size on disk. separator: between the documents of a text file that is cut.
-    """
-
-    file: InputFile
-    start: int
-    end: int
-    num_bytes: int
-    separator: str | None = None
+from megamesh.data.sources.shard import Shard
 
 
 def cut_into_shards(inputs: Sequence[InputFile], shard_bytes: int, separator: str | None = None) -> list[Shard]:

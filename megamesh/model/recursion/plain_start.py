@@ -24,8 +24,8 @@ from operator import mul
 import torch
 from torch import Tensor
 
+from megamesh.config.keys import RecursionConfig
 from megamesh.config.recursion import parse_scheme
-from megamesh.config.sections import RecursionConfig
 
 
 def plain_start(name: str, shape: tuple[int, ...], recursion: RecursionConfig) -> Tensor:

@@ -13,8 +13,9 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from megamesh.config.keys import RecursionConfig
+from megamesh.config.keys.recursion import TransitionInput
 from megamesh.config.recursion import RecursionLayout, parse_scheme
-from megamesh.config.sections import RecursionConfig, TransitionInput
 from megamesh.kernels.highway import highway_read
 from megamesh.model.recursion.highway import Highway
 from megamesh.model.recursion.routers import DynamicMixer, Router, StaticMixer

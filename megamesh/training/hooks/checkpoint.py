@@ -8,7 +8,7 @@ from pathlib import Path
 from megamesh.checkpoint.background import BackgroundSaver, Saved
 from megamesh.checkpoint.folder import find_latest
 from megamesh.checkpoint.save import Target, take, write
-from megamesh.config.sections import CheckpointConfig
+from megamesh.config.keys import CheckpointConfig
 from megamesh.engine.engine import StepResult
 from megamesh.errors import CheckpointError
 from megamesh.training.trainer import Hook, Trainer

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
-from megamesh.data.batch import Batch
+from megamesh.data.samples.batch import Batch
 from megamesh.engine.engine import StepResult
 from megamesh.evaluation.perplexity import mean_loss, perplexity
 from megamesh.training.trainer import Hook, Metrics, Trainer

@@ -3,7 +3,7 @@
 import logging
 
 from megamesh.engine.engine import StepResult
-from megamesh.training.peak_memory import peak_memory
+from megamesh.engine.peak_memory import peak_memory
 from megamesh.training.trainer import Hook, Trainer
 
 log = logging.getLogger(__name__)

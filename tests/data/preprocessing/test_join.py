@@ -9,7 +9,7 @@ from megamesh.data.preprocessing.folder import WorkFolder
 from megamesh.data.preprocessing.join import Joiner, make_targets
 from megamesh.data.preprocessing.shard import Job, OutputFacts, ShardFacts
 from megamesh.data.sources.inputs import InputFile
-from megamesh.data.sources.shards import Shard
+from megamesh.data.sources.shard import Shard
 
 NAMES = ["a_document", "b_document"]
 NUM_SHARDS = 12

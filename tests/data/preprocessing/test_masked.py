@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from megamesh.data.indexed import IndexedDataset
-from megamesh.data.labels import num_counted_labels, open_labels
-from megamesh.data.manifest import read_manifest
 from megamesh.data.preprocessing.folder import WorkFolder
+from megamesh.data.samples.labels import num_counted_labels, open_labels
+from megamesh.data.store.indexed import IndexedDataset
+from megamesh.data.store.manifest import read_manifest
 from tests.data.preprocessing.corpora import make_texts, train_vocabulary
 from tools.preprocess_data import main
 

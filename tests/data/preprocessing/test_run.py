@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from megamesh.data.indexed import IndexedDataset
-from megamesh.data.manifest import read_manifest
+from megamesh.data.store.indexed import IndexedDataset
+from megamesh.data.store.manifest import read_manifest
 from tests.data.preprocessing import corpora
 from tools.preprocess_data import main
 

@@ -1,0 +1,1 @@
+"""What training, data, checkpoints, pipelines and communication do take, measured."""

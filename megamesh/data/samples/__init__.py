@@ -1,0 +1,1 @@
+"""Documents of indexed files → samples → batches: splits, packing, blending, order."""

@@ -1,0 +1,1 @@
+"""Indexed token files: their format, reading, writing, merging, splitting, verifying."""

@@ -1,0 +1,1 @@
+"""A checkpoint of ours as a Hugging Face folder; export.py is where to begin."""

@@ -1,0 +1,1 @@
+"""A Hugging Face folder as a checkpoint of ours; importing.py is where to begin."""

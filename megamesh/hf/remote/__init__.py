@@ -1,0 +1,1 @@
+"""The code that travels with exports and needs nothing of MegaMesh."""

@@ -1,0 +1,1 @@
+"""A recursive model from a plain one."""

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 import megamesh
 from megamesh.config.batch import ResolvedBatch
-from megamesh.config.deepspeed import deepspeed_config
+from megamesh.config.deepspeed import deepspeed_config, fit_to_rank
 from megamesh.config.keys import OptimizerConfig, PrecisionConfig
 from megamesh.engine.loss_scale import can_fall, first_loss_scale, next_loss_scale
 from megamesh.engine.optimizer import build_optimizer
@@ -231,12 +231,9 @@ def _replicated(module: nn.Module, mesh: ProcessMesh) -> dict[str, ShardSpec]:
 
 
 def _engine_config(config: Mapping[str, Any], module: nn.Module, *, on_ring: bool) -> dict[str, Any]:
-    """DeepSpeed's dict for this module: buckets are no larger than the model, unless the user gave their size."""
-    num_parameters = sum(parameter.numel() for parameter in module.parameters())
-    zero = {"reduce_bucket_size": min(500_000_000, num_parameters)} | dict(config["zero_optimization"])
-    if on_ring and zero.get("overlap_comm"):
+    """DeepSpeed's dict for what this rank holds."""
+    if on_ring and config["zero_optimization"].get("overlap_comm"):
         log.info(
             "overlap_comm has no effect with a pipeline: gradients are complete, and reduced, after the last backward"
         )
-        zero["overlap_comm"] = False
-    return {**config, "zero_optimization": zero}
+    return fit_to_rank(config, sum(parameter.numel() for parameter in module.parameters()), on_ring=on_ring)

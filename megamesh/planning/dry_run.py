@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from megamesh.config.batch import ResolvedBatch, data_parallel_size, model_ranks, resolve_batch
-from megamesh.config.deepspeed import deepspeed_config, effective_zero_stage
+from megamesh.config.deepspeed import deepspeed_config, effective_zero_stage, fit_to_rank
 from megamesh.config.keys import ParallelConfig
 from megamesh.config.load import LoadedConfig
 from megamesh.config.recursion import parse_scheme
@@ -52,7 +52,11 @@ def dry_run(loaded: LoadedConfig, world_size: int | None = None) -> dict[str, An
         "batch": _batch(run, batch),
         "memory_bytes_per_rank": memory,
         "pipeline": pipeline,
-        "deepspeed": deepspeed_config(run.optimizer, run.precision, batch),
+        "deepspeed": fit_to_rank(
+            deepspeed_config(run.optimizer, run.precision, batch),
+            num_parameters,
+            on_ring=run.parallel.pipe_parallel_size > 1,
+        ),
         "ignored_keys": loaded.ignored_keys,
         "missing": loaded.missing,
     }

@@ -1,12 +1,14 @@
 """What one rank's device would hold, estimated from the configuration alone.
 
-    RunConfig + batch + padded vocabulary ──▶ {weights, gradients, optimizer, activations, highway, loss, total} in bytes
+    RunConfig + batch + padded vocabulary ──▶ {weights, gradients, optimizer, buckets, activations, highway, loss, total} in bytes
 
 With b bytes of the precision (2 or 4), P parameters on a tensor rank (exact), dp and tp ranks, T tokens in a micro-batch:
 
     weights      b·P                          (/dp at ZeRO 3)
     gradients    4·P, accumulated in fp32     (/dp at ZeRO 2, 3)
     optimizer    two moments 8·P, plus fp32 masters 4·P unless the weights themselves are fp32 at stage 0   (/dp at ZeRO 1, 2, 3)
+    buckets      what DeepSpeed collects gradients in for their reduction: up to 2 · reduce_bucket_size elements, cut to P each
+                 (config/deepspeed.py says which stage holds what)
     activations  what the blocks keep for backward at compute depth, or their inputs and one stretch with checkpointing
     highway      of static, dynamic and mesh: h_emb, the prelude's output and every core's output, and the routing weights in fp32
     loss         one chunk of logits (b, and fp32 for the probabilities and their gradient), the gradients of the head's input (b) and
@@ -23,15 +25,15 @@ What tensor parallelism divides:
 
 With pipe_parallel_size above 1 see pipeline_memory.py, which uses the parts below.
 
-Not included: the framework, communication buffers, fragmentation, what sequence_parallel gathers for one layer at a time, the parameters
-that ZeRO 3 has gathered at one time, copies for torch.compile.
+Not included: the framework, the copies of a bucket that is being sent, NCCL's own buffers, fragmentation, what sequence_parallel gathers
+for one layer at a time, the parameters that ZeRO 3 has gathered at one time, copies for torch.compile.
 """
 
 import math
 from collections.abc import Callable
 
 from megamesh.config.batch import ResolvedBatch
-from megamesh.config.deepspeed import effective_zero_stage
+from megamesh.config.deepspeed import effective_zero_stage, reduction_buckets
 from megamesh.config.keys import ModelConfig
 from megamesh.config.recursion import parse_scheme
 from megamesh.config.sections import RunConfig
@@ -64,16 +66,19 @@ def memory_per_rank(run: RunConfig, batch: ResolvedBatch, padded_vocab_size: int
 
 
 def parameter_bytes(run: RunConfig, batch: ResolvedBatch, num_parameters: int) -> dict[str, int]:
-    """Weights, gradients and optimizer of so many parameters, on one data-parallel rank."""
+    """Weights, gradients, optimizer and buckets of so many parameters, on one data-parallel rank."""
     stage, dp = effective_zero_stage(run.optimizer, run.precision), batch.data_parallel_size
     masters = 0 if stage == 0 else BYTES_FP32
     weights = run.precision.bytes_per_value * num_parameters
     gradients = BYTES_FP32 * num_parameters
     optimizer = (masters + 2 * BYTES_FP32) * num_parameters
+    on_ring = run.parallel.pipe_parallel_size > 1
+    buckets = reduction_buckets(run.optimizer, run.precision, num_parameters, on_ring=on_ring)
     return {
         "weights": weights // dp if stage >= 3 else weights,
         "gradients": gradients // dp if stage >= 2 else gradients,
         "optimizer": optimizer // dp if stage >= 1 else optimizer,
+        "buckets": buckets.num_bytes,
     }
 
 

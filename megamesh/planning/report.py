@@ -125,14 +125,14 @@ def describe_plan(report: dict[str, Any]) -> str:
 
 def _layouts_table(report: dict[str, Any]) -> str:
     rows: Rows = [
-        ("", "", "", "", "micro-", "recom-", "million", "GiB on the fullest rank", "", "", "", "GiB sent per step", "", "", "", "s per",
+        ("", "", "", "", "micro-", "recom-", "million", "GiB on the fullest rank", "", "", "", "", "GiB sent per step", "", "", "", "s per",
          "tokens", "TFLOP/s"),
-        ("tp", "pp", "dp", "ZeRO", "batches", "putation", "parameters", "optimizer", "activations", "highway", "all", "tp", "pp", "dp",
-         "idle", "step", "per s", "per GPU"),
+        ("tp", "pp", "dp", "ZeRO", "batches", "putation", "parameters", "optimizer", "buckets", "activations", "highway", "all", "tp",
+         "pp", "dp", "idle", "step", "per s", "per GPU"),
     ]  # fmt: skip
     rows += [_layout_row(layout) for layout in report["layouts"]]
     title = f"{len(report['layouts'])} of {report['num_possible']} possible layouts, fastest first"
-    return "\n".join([title, aligned(rows, free=(7, 11), indent="  ")])
+    return "\n".join([title, aligned(rows, free=(7, 12), indent="  ")])
 
 
 def _layout_row(layout: dict[str, Any]) -> tuple[str, ...]:
@@ -147,6 +147,7 @@ def _layout_row(layout: dict[str, Any]) -> tuple[str, ...]:
         layout["recompute"],
         f"{layout['parameters_per_rank'] / 1e6:,.1f}",
         f"{memory['optimizer'] / GIB:.2f}",
+        f"{memory['buckets'] / GIB:.2f}",
         f"{memory['activations'] / GIB:.2f}",
         f"{layout['highway_bytes'] / GIB:.2f}",
         f"{memory['total'] / GIB:.2f}",

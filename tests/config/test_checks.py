@@ -93,6 +93,11 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"zero_optimization": {"stage": "1"}}, ['zero_optimization.stage="1"', "is not a ZeRO stage"]),
     ({"zero_optimization": {"stage": 1.0}}, ["zero_optimization.stage=1.0", "is not a ZeRO stage"]),
     ({"zero_optimization": {"overlap_comm": 1}}, ["zero_optimization.overlap_comm=1", "true or false"]),
+    (
+        {"zero_optimization": {"reduce_bucket_size": 0}},
+        ["zero_optimization.reduce_bucket_size=0 holds no gradient", "at least 1"],
+    ),
+    ({"zero_optimization": {"allgather_bucket_size": 7}}, ["not an even number of at least 2", "use 8"]),
     ({"zero_optimization": {"reduce_bucket_size": "auto"}}, ["zero_optimization.reduce_bucket_size=auto", "whole"]),
     ({"zero_optimization": {"sub_group_size": -1}}, ["zero_optimization.sub_group_size=-1", "at least 0"]),
     ({"zero_optimization": {"overlap-comm": True}}, ["zero_optimization.overlap-comm", "did you mean overlap_comm?"]),

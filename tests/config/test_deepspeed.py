@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from megamesh.config.batch import ResolvedBatch
-from megamesh.config.deepspeed import deepspeed_config, effective_zero_stage
+from megamesh.config.deepspeed import deepspeed_config, effective_zero_stage, fit_to_rank, reduction_buckets
 from megamesh.config.keys import OptimizerConfig, PrecisionConfig
 
 BATCH = ResolvedBatch(train_batch_size=24, micro_batch_size=2, gradient_accumulation_steps=3, data_parallel_size=4)
@@ -67,6 +67,22 @@ def test_the_users_zero_keys_are_passed_on_and_neox_leftovers_dropped() -> None:
         optimizer(stage=2, overlap_comm=True, reduce_bucket_size=1000, cpu_offload=False), PrecisionConfig(), BATCH
     )
     assert config["zero_optimization"] == {"stage": 2, "overlap_comm": True, "reduce_bucket_size": 1000}
+
+
+def test_buckets_are_cut_to_a_rank_and_do_not_overlap_on_a_ring() -> None:
+    given = deepspeed_config(optimizer(stage=1, overlap_comm=True), PrecisionConfig(), BATCH)
+    small = fit_to_rank(given, 1000, on_ring=False)["zero_optimization"]
+    assert small == {"stage": 1, "overlap_comm": True, "reduce_bucket_size": 1000}
+    large = fit_to_rank(given, 10**10, on_ring=True)["zero_optimization"]
+    assert large == {"stage": 1, "overlap_comm": False, "reduce_bucket_size": 500_000_000}
+    assert given["zero_optimization"] == {"stage": 1, "overlap_comm": True}
+
+
+def test_buckets_at_neox_usual_settings() -> None:
+    """Two of 5e8 elements, in fp32: 3.7 GiB."""
+    neox = optimizer(stage=1, overlap_comm=True, reduce_bucket_size=5e8)
+    found = reduction_buckets(neox, PrecisionConfig(precision="fp16"), 7 * 10**9, on_ring=False)
+    assert found.num_bytes == 2 * 500_000_000 * 4
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bfloat16", "fp16"])

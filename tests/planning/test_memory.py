@@ -45,24 +45,30 @@ def estimate(run: RunConfig, data_parallel_size: int = 1) -> dict[str, int]:
 
 @pytest.mark.parametrize("size", [1, 2, 4])
 @pytest.mark.parametrize(
-    ("precision", "stage", "weights", "gradients", "optimizer"),
+    ("precision", "stage", "weights", "gradients", "optimizer", "buckets"),
     [  # bytes per parameter at 8 data-parallel ranks
-        ("fp32", 0, 4, 4, 8),
-        ("fp32", 1, 4, 4, 12 / 8),
-        ("bfloat16", 0, 2, 4, 12 / 8),
-        ("bfloat16", 1, 2, 4, 12 / 8),
-        ("bfloat16", 2, 2, 4 / 8, 12 / 8),
-        ("bfloat16", 3, 2 / 8, 4 / 8, 12 / 8),
-        ("fp16", 0, 2, 4, 12 / 8),
-        ("fp16", 3, 2 / 8, 4 / 8, 12 / 8),
+        ("fp32", 0, 4, 4, 8, 0),
+        ("fp32", 1, 4, 4, 12 / 8, 8),
+        ("bfloat16", 0, 2, 4, 12 / 8, 0),
+        ("bfloat16", 1, 2, 4, 12 / 8, 0),
+        ("bfloat16", 2, 2, 4 / 8, 12 / 8, 4),
+        ("bfloat16", 3, 2 / 8, 4 / 8, 12 / 8, 4),
+        ("fp16", 0, 2, 4, 12 / 8, 8),
+        ("fp16", 3, 2 / 8, 4 / 8, 12 / 8, 4),
     ],
 )
 def test_memory_by_zero_stage(
-    precision: str, stage: int, weights: float, gradients: float, optimizer: float, size: int
+    precision: str, stage: int, weights: float, gradients: float, optimizer: float, buckets: int, size: int
 ) -> None:
-    run = config(precision=precision, zero_optimization={"stage": stage}, model_parallel_size=size)
+    zero = {"stage": stage, "overlap_comm": True}
+    run = config(precision=precision, zero_optimization=zero, model_parallel_size=size)
     memory, total = estimate(run, data_parallel_size=8), parameters_per_rank(run, PADDED_VOCAB)
-    for part, per_parameter in (("weights", weights), ("gradients", gradients), ("optimizer", optimizer)):
+    for part, per_parameter in (
+        ("weights", weights),
+        ("gradients", gradients),
+        ("optimizer", optimizer),
+        ("buckets", buckets),
+    ):
         assert memory[part] == int(per_parameter * total)
     assert memory["total"] == sum(value for part, value in memory.items() if part != "total")
 

@@ -126,6 +126,13 @@ def zero_block_is_supported(given: Given) -> Iterator[str]:
             yield f"{place}: zero_optimization.{key}={show_value(value)} is not true or false"
         elif key in ZERO_SIZES and not (value is None or (_is_number(value) and value >= 0 and value == int(value))):
             yield f"{place}: zero_optimization.{key}={show_value(value)} is not a whole number of at least 0"
+        elif key == "reduce_bucket_size" and value == 0:
+            yield f"{place}: zero_optimization.{key}=0 holds no gradient; use a whole number of at least 1, or remove it"
+        elif key == "allgather_bucket_size" and value is not None and (value == 0 or value % 2):
+            yield (
+                f"{place}: zero_optimization.{key}={show_value(value)} is not an even number of at least 2, as DeepSpeed needs; "
+                f"use {max(int(value) + 1, 2)}, or remove it"
+            )
 
 
 @rule("precision", "loss_scale", "initial_scale_power", "min_loss_scale")

@@ -15,7 +15,9 @@ class OptimizerConfig(Section):
         description="{type, params}: Adam or AdamW (both decouple the decay); params lr (the peak), betas, eps.",
     )
     zero_optimization: dict[str, Any] = Field(
-        default_factory=lambda: {"stage": 0}, description="DeepSpeed's ZeRO block; stage 0, 1, 2 or 3."
+        default_factory=lambda: {"stage": 0},
+        description="DeepSpeed's ZeRO block; stage 0, 1, 2 or 3. "
+        "A reduce_bucket_size (in elements, 500000000 by default) above a rank's parameters is cut to them.",
     )
     gradient_clipping: float = Field(
         1.0, ge=0, description="Largest norm of the gradient over all parameters; 0 turns clipping off."

@@ -119,7 +119,7 @@ def zero_block_is_supported(given: Given) -> Iterator[str]:
             if value is not None and value not in accepted:
                 yield f"{place}: zero_optimization.{key}={show_value(value)}: {reason}; remove it"
         elif key not in ZERO_KEYS:
-            nearest = difflib.get_close_matches(key, ZERO_KEYS, n=1, cutoff=0.7)
+            nearest = difflib.get_close_matches(str(key), ZERO_KEYS, n=1, cutoff=0.7)
             mend = f"did you mean {nearest[0]}?" if nearest else "remove it"
             yield f"{place}: zero_optimization.{key} is not known to MegaMesh; {mend}"
         elif key in ZERO_SWITCHES and not isinstance(value, bool | None):

@@ -22,6 +22,7 @@ from pydantic_core import ErrorDetails
 from megamesh.config.checks import check_complete, check_rules
 from megamesh.config.keys import Section
 from megamesh.config.neox import IGNORED, REFUSED, RENAMED
+from megamesh.config.other_spellings import meant
 from megamesh.config.precision_blocks import PRECISION_BLOCKS, choose_precision, keys_without_effect
 from megamesh.config.rule import Given, show_value
 from megamesh.config.sections import SECTIONS, RunConfig
@@ -128,7 +129,8 @@ def _sort_keys(flat: FlatKeys) -> tuple[dict[str, dict[str, Any]], list[str]]:
             if not REFUSED[key].accepts(value):
                 flat.problems.append(f"{flat.places[key]}: {key}={show_value(value)}: {REFUSED[key].reason}")
         else:
-            flat.problems.append(f"{flat.places[key]}: {key} is not a known key; {_nearest(key)}")
+            hint = meant(key, value, flat.places[key]) or _nearest(key)
+            flat.problems.append(f"{flat.places[key]}: {key} is not a known key; {hint}")
     return values, ignored
 
 

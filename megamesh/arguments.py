@@ -1,13 +1,56 @@
-"""What the command lines of several tools have in common: `--set`, a checkpoint and its tokenizer, numbers from 1 up, pictures."""
+"""What command lines of several tools share: configurations and `--set`, a checkpoint and its tokenizer, numbers from 1 up, pictures."""
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from megamesh.config.yaml_files import parse_override
+from megamesh.config.sections import SECTIONS
+from megamesh.config.yaml_files import normalise, parse_override
 
 PICTURES = (".png", ".pdf", ".svg")
+
+
+def add_configs(parser: argparse.ArgumentParser, *, also: str = "", about_set: str = "") -> None:
+    """FILE.yml … and --set KEY=VALUE; more of their help in `also` and `about_set`."""
+    parser.add_argument(
+        "configs", nargs="+", metavar="FILE.yml", type=config_file, help=f"configuration files, read as one{also}"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help=f"replace one key of the files{about_set}"
+    )
+
+
+def config_file(text: str) -> str:
+    """A path as a type for argparse, unless it is a setting that lacks its --set."""
+    if "=" in text and not Path(text).exists():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a file; to replace a key, write --set {shlex.quote(text)}")
+    return text
+
+
+def parse_with_overrides(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line, with --set in `overrides`. A usage error tells where a key was written as a flag."""
+    parsed, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{_as_setting(unknown)}")
+    parsed.overrides = read_overrides(parser, getattr(parsed, "set", []))
+    return parsed
+
+
+def _as_setting(unknown: Sequence[str]) -> str:
+    """The mend where an argument is a key, or a file that stands apart from the others."""
+    flag, equals, value = unknown[0].partition("=")
+    if not flag.startswith("-"):
+        return (
+            f"; to replace a key, write --set {shlex.quote(unknown[0])}" if equals else "; name all files side by side"
+        )
+    key = normalise(flag.removeprefix("--"))
+    if not any(key.partition(".")[0] in section.model_fields for section in SECTIONS.values()):
+        return ""
+    if not equals:
+        value = unknown[1] if len(unknown) > 1 and not unknown[1].startswith("--") else "VALUE"
+    return f"; {key} is a key of the configuration: write --set {shlex.quote(f'{key}={value}')}"
 
 
 def read_overrides(parser: argparse.ArgumentParser, settings: Sequence[str]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megamesh.arguments import from_one, read_overrides
+from megamesh.arguments import add_configs, from_one, parse_with_overrides
 from megamesh.command import run_command
 from megamesh.config.batch import model_ranks
 from megamesh.errors import ConfigError
@@ -136,12 +136,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     data.add_argument("--folder", type=Path, default=Path(), help="existing folder to write into (default: here)")
     for command in (train, comm, pipeline, checkpoint):
-        command.add_argument(
-            "configs", nargs="+", metavar="FILE.yml", help="configuration files, read as one; no data is needed"
-        )
-        command.add_argument(
-            "--set", action="append", default=[], metavar="KEY=VALUE", help="replace a key of the files"
-        )
+        add_configs(command, also="; no data is needed, and with --set vocab_size=N no tokenizer")
     train.add_argument(
         "--against", nargs="*", default=["base", "transformers"], choices=["base", "mesh", "vanilla", "transformers"],
         help="what to compare with (default: base transformers)",
@@ -169,19 +164,17 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     checkpoint.add_argument("--rounds", type=from_one, default=5, help="rounds (default: 5)")
     checkpoint.add_argument("--folder", type=Path, default=Path(), help="existing folder to write into (default: here)")
     checkpoint.set_defaults(against=[])
-    args = parser.parse_args(arguments)
-    args.overrides = read_overrides(parser, getattr(args, "set", []))
-    return args
+    return parse_with_overrides(parser, arguments)
 
 
 def candidates_of(args: argparse.Namespace) -> "list[Candidate]":
     """The configuration's model, and those that it is compared with."""
     from megamesh.benchmark.processes import make_candidate
     from megamesh.config.load import load_config
-    from megamesh.training.vocabulary import vocabulary_size
+    from megamesh.training.vocabulary import known_vocabulary_size
 
     config = load_config(args.configs, args.overrides, for_training=False).run
-    vocab_size = vocabulary_size(config.model, config.tokenizer)
+    vocab_size = known_vocabulary_size(config.model, config.tokenizer)
     return [make_candidate(kind, config, vocab_size) for kind in ["config", *args.against]]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megamesh.arguments import from_one, picture, read_overrides
+from megamesh.arguments import add_configs, from_one, parse_with_overrides, picture
 from megamesh.command import run_command
 from megamesh.errors import ConfigError
 
@@ -41,8 +41,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("configs", nargs="+", metavar="FILE.yml", help="configuration files, read as one")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replace a key of the files")
+    add_configs(parser)
     parser.add_argument("--gpus", type=from_one, required=True, metavar="N", help="number of GPUs")
     parser.add_argument("--gpus-per-node", type=from_one, default=8, metavar="N", help="GPUs of one node (default: 8)")
     parser.add_argument("--gpu-memory-gib", type=positive, default=80.0, metavar="GIB", help="of one GPU (default: 80)")
@@ -71,9 +70,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--plot", type=picture, metavar="PICTURE", help="draw the timeline of the fastest pipeline that is shown"
     )
-    args = parser.parse_args(arguments)
-    args.overrides = read_overrides(parser, args.set)
-    return args
+    return parse_with_overrides(parser, arguments)
 
 
 def positive(text: str) -> float:

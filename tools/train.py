@@ -5,7 +5,7 @@ import json
 import os
 import sys
 
-from megamesh.arguments import read_overrides
+from megamesh.arguments import add_configs, parse_with_overrides
 from megamesh.command import run_command
 from megamesh.config.load import load_config
 
@@ -31,19 +31,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=DESCRIPTION, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("configs", nargs="+", metavar="FILE.yml", help="configuration files, read as one")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="replace one key of the files; the value is YAML, null takes the key away; "
-        "optimizer.params.lr=3e-4 reaches into a block",
+    add_configs(
+        parser,
+        about_set="; the value is YAML, null takes the key away; optimizer.params.lr=3e-4 reaches into a block",
     )
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="show what the run would be, and stop; needs no GPU, data or process group",
+        help="show what the run would be, and stop; needs no GPU, data or process group, and with --set vocab_size=N no tokenizer",
     )
     parser.add_argument("--json", action="store_true", help="with --dry-run: print one JSON object")
     parser.add_argument(
@@ -53,12 +48,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="with --dry-run: number of processes (default: as many as hold one copy of the model)",
     )
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
-    parsed = parser.parse_args(arguments)
+    parsed = parse_with_overrides(parser, arguments)
     if parsed.json and not parsed.dry_run:
         parser.error("--json needs --dry-run")
     if parsed.world_size is not None and parsed.world_size < 1:
         parser.error("--world-size must be at least 1")
-    parsed.overrides = read_overrides(parser, parsed.set)
     if parsed.local_rank is not None:
         os.environ.setdefault("LOCAL_RANK", str(parsed.local_rank))
     return parsed

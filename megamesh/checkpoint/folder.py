@@ -22,6 +22,7 @@ LATEST = "latest"
 SAVING, REMOVING = ".saving-", ".removing-"
 COMPLETE_MARK = ".metadata"
 NAME = re.compile(r"global_step(\d+)(?:-again)?")
+_GIVE = "give a run's `save` folder or a global_stepN folder in it"
 
 
 def find_latest(folder: str | Path) -> Path | None:
@@ -68,8 +69,10 @@ def resolve_checkpoint(path: str | Path) -> Path:
     if latest is not None:
         return latest
     if not path.is_dir():
-        raise CheckpointError(f"{path} does not exist; give a run's `save` folder or a global_stepN folder in it")
-    raise CheckpointError(f"{path} holds neither `latest` nor a complete checkpoint ({COMPLETE_MARK} is missing)")
+        raise CheckpointError(f"{path} does not exist; {_GIVE}")
+    raise CheckpointError(
+        f"{path} holds neither `latest` nor a complete checkpoint ({COMPLETE_MARK} is missing); {_GIVE}"
+    )
 
 
 def interrupted_saves(folder: str | Path) -> list[Path]:

@@ -29,6 +29,7 @@ from megamesh.model.build import empty_model
 from megamesh.model.transformer import Transformer
 from megamesh.parallel.tensor import SINGLE, TensorParallel
 from megamesh.tokenizer import Tokenizer, build_tokenizer
+from megamesh.tokenizer.base import TokenizerFileError
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +91,8 @@ def _tokenizer(run: RunConfig, moved: dict[str, str], vocab_size: int) -> Tokeni
     try:
         tokenizer = build_tokenizer(run.tokenizer.model_copy(update=moved))
     except (ConfigError, DataError) as error:
-        raise DataError(f"{error} (a tokenizer that is elsewhere now can be named with --vocab-file)") from error
+        problem = error.problem if isinstance(error, TokenizerFileError) else str(error)
+        raise DataError(f"{problem}; where the tokenizer is elsewhere now, name it with --vocab-file") from error
     if tokenizer.vocab_size > vocab_size or (run.model.vocab_size or tokenizer.vocab_size) != vocab_size:
         raise DataError(
             f"{tokenizer.name} has {tokenizer.vocab_size} token ids, which does not fit the checkpoint's {vocab_size} rows "

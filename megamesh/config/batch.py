@@ -1,5 +1,6 @@
 """Batch arithmetic: train batch = micro-batch × accumulation steps × data-parallel size; any two of the first three give the third."""
 
+import math
 from dataclasses import dataclass
 
 from megamesh.config.keys import BatchConfig, ParallelConfig
@@ -59,12 +60,16 @@ def resolve_batch(batch: BatchConfig, data_parallel_size: int) -> ResolvedBatch:
 
 
 def _contradiction(batch: BatchConfig, data_parallel_size: int) -> str:
-    per_rank = (batch.train_micro_batch_size_per_gpu or 1) * (batch.gradient_accumulation_steps or 1)
-    unit = per_rank * data_parallel_size
-    nearest = max(round((batch.train_batch_size or unit) / unit), 1) * unit
-    given = ", ".join(f"{key}={value}" for key, value in batch.model_dump().items() if value is not None)
-    whole = batch.train_micro_batch_size_per_gpu is not None and batch.gradient_accumulation_steps is not None
-    mend = (
-        f"use train_batch_size: {unit}, or leave one of the three out" if whole else f"use train_batch_size: {nearest}"
+    """All three sizes, as far as they are given, and what their product would have to be."""
+    sizes = batch.model_dump()
+    total = sizes.pop("train_batch_size")
+    known = [value for value in sizes.values() if value is not None]
+    unit = math.prod([*known, data_parallel_size])
+    nearest = max(round(total / unit), 1) * unit if len(known) < len(sizes) else unit
+    factors = " × ".join(key if value is None else f"{key}={value}" for key, value in sizes.items())
+    multiple = "is not" if len(known) == len(sizes) else "cannot be"
+    product = f" = {unit}" if len(known) == len(sizes) else f", which is a multiple of {unit}"
+    return (
+        f"train_batch_size={total} {multiple} {factors} × data-parallel size {data_parallel_size}{product}; "
+        f"use train_batch_size: {nearest}{', or leave it out' if known else ''}"
     )
-    return f"{given} contradict each other at data-parallel size {data_parallel_size}; {mend}"

@@ -22,6 +22,7 @@ from pydantic_core import ErrorDetails
 from megamesh.config.checks import check_complete, check_rules
 from megamesh.config.keys import Section
 from megamesh.config.neox import IGNORED, REFUSED, RENAMED
+from megamesh.config.other_spellings import meant
 from megamesh.config.precision_blocks import PRECISION_BLOCKS, choose_precision, keys_without_effect
 from megamesh.config.rule import Given, show_value
 from megamesh.config.sections import SECTIONS, RunConfig
@@ -111,7 +112,7 @@ def load_text(text: str, name: str, *, for_training: bool = True) -> LoadedConfi
 def _rename(flat: FlatKeys) -> None:
     """Give NeoX's other spellings the name of the key that they mean."""
     for key in [key for key in flat.values if key in RENAMED]:
-        flat.add(RENAMED[key], flat.values.pop(key), flat.places.pop(key))
+        flat.rename(key, RENAMED[key])
 
 
 def _sort_keys(flat: FlatKeys) -> tuple[dict[str, dict[str, Any]], list[str]]:
@@ -128,7 +129,8 @@ def _sort_keys(flat: FlatKeys) -> tuple[dict[str, dict[str, Any]], list[str]]:
             if not REFUSED[key].accepts(value):
                 flat.problems.append(f"{flat.places[key]}: {key}={show_value(value)}: {REFUSED[key].reason}")
         else:
-            flat.problems.append(f"{flat.places[key]}: {key} is not a known key; {_nearest(key)}")
+            hint = meant(key, value, flat.places[key]) or _nearest(key)
+            flat.problems.append(f"{flat.places[key]}: {key} is not a known key; {hint}")
     return values, ignored
 
 
@@ -145,7 +147,7 @@ def _nearest(key: str) -> str:
 
 def _build_section(section: type[Section], values: dict[str, Any], flat: FlatKeys, bad_keys: set[str]) -> Section:
     """Validate one section; wrong keys are reported, added to `bad_keys` and left at their defaults."""
-    values = {key: _whole(section, key, value) for key, value in values.items()}
+    values = {key: _as_text(section, key, _whole(section, key, value), flat) for key, value in values.items()}
     try:
         return section.model_validate(values, strict=True)
     except ValidationError as invalid:
@@ -166,6 +168,17 @@ def _whole(section: type[Section], key: str, value: Any) -> Any:
     return int(value) if counts and isinstance(value, float) and value.is_integer() else value
 
 
+def _as_text(section: type[Section], key: str, value: Any, flat: FlatKeys) -> Any:
+    """`save: 1.50` as the text that a key of text needs: what was written, not what YAML makes of it."""
+    annotation, words = section.model_fields[key].annotation, flat.as_written(key)
+    kinds = (annotation, *get_args(annotation))
+    if str in kinds and isinstance(words, str):
+        return words
+    if list[str] in kinds and isinstance(value, list) and isinstance(words, list):
+        return [entry if word is None else word for entry, word in zip(value, words, strict=True)]
+    return value
+
+
 def _problem(section: type[Section], key: str, value: Any, error: ErrorDetails, flat: FlatKeys) -> str:
     if error["type"] == "missing":
         description = section.model_fields[key].description
@@ -177,14 +190,21 @@ def _problem(section: type[Section], key: str, value: Any, error: ErrorDetails, 
         reason = _REASONS.get(error["type"], error["msg"]).format(**context)
     where = "".join(f"[{part}]" for part in error["loc"][1:])
     shown = error["input"] if where else value
-    quotes = (
-        " (write it without quotes)"
-        if isinstance(shown, str)
-        and yaml_text(shown) != shown
-        and error["type"] in ("int_type", "float_type", "bool_type")
-        else ""
-    )
+    shown = error["input"] if where else value
+    quotes = _about_quotes(error["type"], shown)
     return f"{flat.places[key]}: {key}{where}={show_value(shown)} {reason}{quotes}"
+
+
+def _about_quotes(kind: str, value: Any) -> str:
+    """The mend where quotes too many, or too few, made a value something else."""
+    if kind == "string_type" and isinstance(value, bool):
+        return f' (YAML reads a switch; write it in quotes: "{yaml_text(value)}")'
+    numbers = ("int_type", "float_type", "bool_type")
+    return " (write it without quotes)" if kind in numbers and _reads_otherwise(value) else ""
+
+
+def _reads_otherwise(value: Any) -> bool:
+    return isinstance(value, str) and yaml_text(value) != value
 
 
 def _choices(section: type[Section], key: str) -> list[Any]:

@@ -102,7 +102,7 @@ REFUSED: dict[str, Refusal] = {
     "moe_expert_parallel_size": _refuse(_NOT_YET, 1),
     "use_axonn_model_parallelism": _refuse(_NOT_YET, False),
     # optimizer
-    "lr": _refuse("write optimizer: {type: AdamW, params: {lr: …}}"),
+    "lr": _refuse("write optimizer: {type: AdamW, params: {lr: …}}, or --set optimizer.params.lr=…"),
     "optimizer_type": _refuse("write optimizer: {type: AdamW, params: {…}}", "adam"),
     "use_bnb_optimizer": _refuse("only AdamW is supported; remove it", False),
     "zero_stage": _refuse("write zero_optimization: {stage: …}"),
@@ -118,7 +118,7 @@ REFUSED: dict[str, Refusal] = {
     "data_types": _refuse("gradients accumulate in fp32 always; remove it", {"grad_accum_dtype": "fp32"}),
     "amp": _refuse("write precision: bfloat16"),
     # training
-    "batch_size": _refuse("write train_micro_batch_size_per_gpu"),
+    "batch_size": _refuse("write train_micro_batch_size_per_gpu (one process), or train_batch_size (all processes)"),
     "checkpoint_in_cpu": _refuse("activations are recomputed, not moved to the CPU; remove it", False),
     "activation_checkpointing": _refuse("write checkpoint_activations and checkpoint_num_layers"),
     "exit_interval": _refuse("write train_iters"),

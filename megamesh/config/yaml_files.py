@@ -2,39 +2,23 @@
 
     a.yml, site.yml ──compose──▶ node trees ──▶ FlatKeys(values, places, texts, problems)
 
-Keys are flat, `-` counts as `_`, and a key may be given once over all files. `1e-5` is a number (YAML 1.1 reads it as text).
-Nothing here knows which keys exist.
+Keys are flat, `-` counts as `_`, and a key may be given once over all files. What a word of YAML means is said in yaml_values.py;
+how it was spelled is kept, for keys of text. Nothing here knows which keys exist.
 """
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
+from yaml.error import YAMLError
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from yaml.reader import ReaderError
 
+from megamesh.config.yaml_values import UNREADABLE, Loader, as_written, make_node, read_value, write_nodes
+
 COMMAND_LINE = "command line"
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads every spelling of a floating-point number that Python reads."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:float"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"[-+]?(?:\d[\d_]*\.\d*(?:e[-+]?\d+)?|\.\d+(?:e[-+]?\d+)?|\d[\d_]*e[-+]?\d+|\.inf)|\.nan", re.IGNORECASE
-    ),
-    list("-+0123456789."),
-)
 
 
 @dataclass
@@ -44,19 +28,37 @@ class FlatKeys:
     values: dict[str, Any] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)
     """`file:line` of each key, or COMMAND_LINE."""
+    nodes: dict[str, Node | None] = field(default_factory=dict)
+    """Key → how its value was written, where that is known."""
     texts: dict[str, str] = field(default_factory=dict)
     """File name → text."""
     problems: list[str] = field(default_factory=list)
     unread: bool = False
     """Whether a file could not be read: what seems to be missing may stand in it."""
 
-    def add(self, key: str, value: Any, place: str) -> None:
+    def add(self, key: str, value: Any, place: str, node: Node | None = None) -> None:
         """Take one key; its second appearance is a problem that names both places."""
         key = normalise(key)
         if key in self.values:
             self.problems.append(f"{place}: {key} is given twice; the other is at {self.places[key]}: remove one")
         else:
-            self.values[key], self.places[key] = value, place
+            self.values[key], self.places[key], self.nodes[key] = value, place, node
+
+    def rename(self, key: str, new: str) -> None:
+        """Take a key as if it had been given under another name."""
+        self.add(new, self.values.pop(key), self.places.pop(key), self.nodes.pop(key, None))
+
+    def as_written(self, key: str) -> Any:
+        """The words of a number, or of a list's numbers (None for its other entries), as they are spelled; else None."""
+        return as_written(self.nodes.get(key))
+
+
+@dataclass(frozen=True)
+class Override:
+    """A value from the command line, and how it was written."""
+
+    value: Any
+    node: Node | None
 
 
 def normalise(key: str) -> str:
@@ -76,8 +78,7 @@ def read_files(paths: Sequence[str | Path]) -> FlatKeys:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-            flat.problems.append(f"{path}: cannot be read: {reason}")
+            flat.problems.append(_unreadable(path, error))
             flat.unread = True
             continue
         flat.texts[_free_name(path, flat.texts)] = text
@@ -85,14 +86,27 @@ def read_files(paths: Sequence[str | Path]) -> FlatKeys:
     return flat
 
 
+def _unreadable(path: Path, error: OSError | UnicodeDecodeError) -> str:
+    if isinstance(error, OSError):
+        return f"{path}: cannot be read: {error.strerror}"
+    line = error.object[: error.start].count(b"\n") + 1
+    return f"{path}:{line}: cannot be read: it is not UTF-8 text (byte 0x{error.object[error.start]:02x}); save it as UTF-8"
+
+
 def apply_overrides(flat: FlatKeys, overrides: Mapping[str, Any]) -> None:
-    """Let `overrides` replace what the files say; null takes a key away, `optimizer.params.lr` reaches into a block."""
-    for path, value in overrides.items():
+    """Let `overrides`, plain values or `Override`s, replace what the files say.
+
+    null takes a key away, `optimizer.params.lr` reaches into a block.
+    """
+    nodes: dict[str, Node] = {}
+    for path, given in overrides.items():
         key, *inner = path.split(".")
+        value, node = (given.value, given.node) if isinstance(given, Override) else (given, None)
         flat.values[key] = _replaced(flat.values.get(key), inner, value)
-        flat.places[key] = COMMAND_LINE
+        flat.places[key], flat.nodes[key] = COMMAND_LINE, None if inner else node
+        nodes[path] = node or make_node(value)
     if overrides:
-        flat.texts[_free_name(Path("overrides.yml"), flat.texts)] = yaml.safe_dump(dict(overrides), sort_keys=False)
+        flat.texts[_free_name(Path("overrides.yml"), flat.texts)] = write_nodes(nodes)
 
 
 def _replaced(block: Any, path: Sequence[str], value: Any) -> Any:
@@ -103,15 +117,18 @@ def _replaced(block: Any, path: Sequence[str], value: Any) -> Any:
     return {**block, path[0]: _replaced(block.get(path[0]), path[1:], value)}
 
 
-def parse_override(text: str) -> tuple[str, Any]:
+def parse_override(text: str) -> tuple[str, Override]:
     """`key=value` as the command line gives it → (key, value as YAML would read it); ValueError where it is not one."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise ValueError(f"{text!r} is not key=value")
     try:
-        return normalise(key), yaml.load(value, _Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{text!r}: the value is not YAML ({_reason(error)})") from error
+        return normalise(key), Override(*read_value(value))
+    except UNREADABLE as error:
+        quoted = value.strip("\"'")
+        raise ValueError(
+            f"{key}: {value!r} is not valid YAML ({_reason(error)}); write text in YAML's quotes: {key}='\"{quoted}\"'"
+        ) from error
 
 
 def yaml_text(value: Any) -> str:
@@ -127,38 +144,48 @@ def yaml_text(value: Any) -> str:
 
 def _is_plain(text: str) -> bool:
     try:
-        return bool(yaml.load(text, _Loader) == text)
-    except yaml.YAMLError:
+        return bool(read_value(text)[0] == text)
+    except UNREADABLE:
         return False
 
 
 def _read_text(flat: FlatKeys, text: str, name: str) -> None:
+    loader = None
     try:
-        loader = _Loader(text)
+        loader = Loader(text)
         root = loader.get_single_node()
-        if root is None:
-            return
-        if not isinstance(root, MappingNode):
-            flat.problems.append(f"{name}: holds no keys; write one `key: value` per line")
-            flat.unread = True
-            return
-        flat.problems += [problem for node in root.value for problem in _duplicates(node[1], name)]
-        for key_node, value_node in root.value:
-            place = f"{name}:{key_node.start_mark.line + 1}"
-            if not isinstance(key_node, ScalarNode):
-                flat.problems.append(f"{place}: a key must be plain text")
-                continue
-            flat.add(key_node.value, loader.construct_object(value_node, deep=True), place)
-    except (yaml.YAMLError, RecursionError) as error:
-        flat.problems.append(f"{name}{_line(error, text)}: is not valid YAML: {_reason(error)}")
+    except UNREADABLE as error:
+        flat.problems.append(f"{name}{_line(error, text, loader)}: is not valid YAML: {_reason(error)}")
         flat.unread = True
+        return
+    if root is None:
+        return
+    if not isinstance(root, MappingNode):
+        flat.problems.append(f"{name}: holds no keys; write one `key: value` per line")
+        flat.unread = True
+        return
+    flat.problems += [problem for node in root.value for problem in _duplicates(node[1], name, set())]
+    for key_node, value_node in root.value:
+        place = f"{name}:{key_node.start_mark.line + 1}"
+        if not isinstance(key_node, ScalarNode):
+            flat.problems.append(f"{place}: a key must be plain text")
+            continue
+        try:
+            flat.add(key_node.value, loader.construct_object(value_node, deep=True), place, value_node)
+        except UNREADABLE as error:
+            where = f"{name}{_line(error, text) or f':{value_node.start_mark.line + 1}'}"
+            flat.problems.append(f"{where}: {key_node.value} is not valid YAML: {_reason(error)}")
+            flat.unread = True
 
 
-def _duplicates(node: Node, name: str) -> Iterator[str]:
-    """Keys that a nested block gives twice, which YAML itself would let the last one win."""
+def _duplicates(node: Node, name: str, seen: set[int]) -> Iterator[str]:
+    """Keys that a nested block gives twice, which YAML itself would let the last one win; `seen`: nodes that an alias may repeat."""
+    if id(node) in seen:
+        return
+    seen.add(id(node))
     if isinstance(node, SequenceNode):
         for child in node.value:
-            yield from _duplicates(child, name)
+            yield from _duplicates(child, name, seen)
     if isinstance(node, MappingNode):
         first_lines: dict[str, int] = {}
         for key_node, value_node in node.value:
@@ -166,7 +193,7 @@ def _duplicates(node: Node, name: str) -> Iterator[str]:
             if key in first_lines and key != "<<":
                 yield f"{name}:{line}: {key} is given twice; the other is at {name}:{first_lines[key]}: remove one"
             first_lines.setdefault(key, line)
-            yield from _duplicates(value_node, name)
+            yield from _duplicates(value_node, name, seen)
 
 
 def _free_name(path: Path, taken: Mapping[str, str]) -> str:
@@ -175,15 +202,21 @@ def _free_name(path: Path, taken: Mapping[str, str]) -> str:
     return next(name for name in candidates if name not in taken)
 
 
-def _line(error: Exception, text: str) -> str:
-    """`:3` where the error knows its place in the text."""
+def _line(error: Exception, text: str, loader: Loader | None = None) -> str:
+    """`:3` where the error knows its place in the text, or the loader how far it has come."""
     if mark := getattr(error, "problem_mark", None):
         return f":{mark.line + 1}"
-    return f":{text.count(chr(10), 0, error.position) + 1}" if isinstance(error, ReaderError) else ""
+    if isinstance(error, ReaderError):
+        return f":{text.count(chr(10), 0, error.position) + 1}"
+    return f":{loader.line + 1}" if loader is not None and not isinstance(error, RecursionError) else ""
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, ReaderError):
         return f"it holds the control character U+{error.character:04X}"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if not isinstance(error, YAMLError):
+        return f"it writes a character by a number that none has ({error})"
     parts = [getattr(error, "context", None), getattr(error, "problem", None)]
     return ", ".join(part for part in parts if part) or str(error)

@@ -40,6 +40,17 @@ class Tokenizer(Protocol):
         ...
 
 
+class TokenizerFileError(DataError):
+    """A tokenizer's file is missing or empty: `problem` says which, the message also what to do about it in a configuration."""
+
+    def __init__(self, problem: str, mend: str):
+        super().__init__(problem, mend)
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return "; ".join(self.args)
+
+
 def required_file(value: str | None, key: str, tokenizer_type: str, content: str) -> Path:
     """The existing file that a key names; `content` says what it should hold.
 
@@ -50,9 +61,9 @@ def required_file(value: str | None, key: str, tokenizer_type: str, content: str
     path = Path(value)
     if not path.is_file():
         problem = "is not a file" if path.exists() else "does not exist"
-        raise DataError(f"{path}: {problem}; set {key} to {content}")
+        raise TokenizerFileError(f"{path}: {problem}", f"set {key} to {content}")
     if path.stat().st_size == 0:
-        raise DataError(f"{path}: is empty; set {key} to {content}")
+        raise TokenizerFileError(f"{path}: is empty", f"set {key} to {content}")
     return path
 
 

@@ -118,7 +118,7 @@ def choose_checkpoint(config: CheckpointConfig) -> tuple[Path | None, bool]:
     try:
         return resolve_checkpoint(config.load), False
     except CheckpointError as error:
-        raise CheckpointError(f"load={config.load}: {error}; correct it, or leave load out") from None
+        raise CheckpointError(f"load={config.load}: {error}; or leave load out, to start from nothing") from None
 
 
 def check_architecture(saved: dict[str, Any], config: RunConfig, path: Path) -> None:

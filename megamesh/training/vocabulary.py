@@ -5,12 +5,13 @@ from pathlib import Path
 
 from megamesh.config.keys import DataConfig, ModelConfig, TokenizerConfig
 from megamesh.data.store.manifest import tokenizer_disagreement, tokenizer_facts
-from megamesh.errors import ConfigError
+from megamesh.errors import ConfigError, DataError
 from megamesh.tokenizer.build import build_tokenizer, tokenizer_identity
 
 log = logging.getLogger(__name__)
 
 MOST_WARNINGS = 5
+SAY_SIZE = "--set vocab_size=50257 (GPT-2's), for example"
 
 
 def vocabulary_size(model: ModelConfig, tokenizer: TokenizerConfig) -> int:
@@ -21,7 +22,7 @@ def vocabulary_size(model: ModelConfig, tokenizer: TokenizerConfig) -> int:
     if tokenizer.vocab_file is None:
         if model.vocab_size is None:
             raise ConfigError(
-                "vocab_file and vocab_size are both missing; name the tokenizer's file, or give its number of ids"
+                f"vocab_file and vocab_size are both missing; name the tokenizer's file, or give its number of ids: {SAY_SIZE}"
             )
         return model.vocab_size
     size = build_tokenizer(tokenizer).vocab_size
@@ -34,10 +35,20 @@ def vocabulary_size(model: ModelConfig, tokenizer: TokenizerConfig) -> int:
 
 
 def known_vocabulary_size(model: ModelConfig, tokenizer: TokenizerConfig) -> int:
-    """The unpadded vocabulary, as training will find it; a tokenizer that is not there yet is not needed beside vocab_size."""
-    if model.vocab_size is not None and not (tokenizer.vocab_file and Path(tokenizer.vocab_file).exists()):
+    """The unpadded vocabulary, as training will find it, for a look ahead: with vocab_size a tokenizer that is not there yet is not needed.
+
+    Raises ConfigError or DataError, which say so, where neither is known.
+    """
+    files = [Path(path) for path in (tokenizer.vocab_file, tokenizer.merge_file) if path]
+    absent = not files or not all(path.exists() for path in files)
+    if absent and model.vocab_size is not None:
         return model.vocab_size
-    return vocabulary_size(model, tokenizer)
+    try:
+        return vocabulary_size(model, tokenizer)
+    except DataError as error:
+        raise DataError(
+            f"{error}; or, without a tokenizer, say its number of ids: {SAY_SIZE}" if absent else str(error)
+        ) from error
 
 
 def warn_about_tokenizers(data: DataConfig, tokenizer: TokenizerConfig) -> None:

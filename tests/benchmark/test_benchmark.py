@@ -48,7 +48,7 @@ def test_what_does_not_divide_is_said_before_a_process_starts(tmp_path: Path) ->
     candidate = make_candidate("config", load_config([write_config(tmp_path, **keys)]).run, 60)
     with pytest.raises(ConfigError, match=r"^3 processes .*; start a multiple of 2$"):
         CandidateProcesses(candidate, 3)
-    with pytest.raises(ConfigError, match=r"contradict each other at data-parallel size 3"):
+    with pytest.raises(ConfigError, match=r"× data-parallel size 3"):
         CandidateProcesses(candidate, 6)
     with pytest.raises(ConfigError, match=r"^vocab_size=60 .*nothing but padding"):
         CandidateProcesses(replace(candidate, vocab_size=16), 2)

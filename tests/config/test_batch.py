@@ -13,6 +13,21 @@ def batch(total: int | None, micro: int | None, steps: int | None) -> BatchConfi
     return BatchConfig(train_batch_size=total, train_micro_batch_size_per_gpu=micro, gradient_accumulation_steps=steps)
 
 
+def test_the_message_is_a_sentence_about_all_three() -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve_batch(batch(7, None, None), 2)
+    assert str(caught.value) == (
+        "train_batch_size=7 cannot be train_micro_batch_size_per_gpu × gradient_accumulation_steps × data-parallel size 2, "
+        "which is a multiple of 2; use train_batch_size: 8"
+    )
+    with pytest.raises(ConfigError) as caught:
+        resolve_batch(batch(8, 2, 3), 2)
+    assert str(caught.value) == (
+        "train_batch_size=8 is not train_micro_batch_size_per_gpu=2 × gradient_accumulation_steps=3 × data-parallel size 2 = 12; "
+        "use train_batch_size: 12, or leave it out"
+    )
+
+
 @pytest.mark.parametrize("data_parallel", [1, 2, 3])
 def test_any_two_sizes_give_the_third(data_parallel: int) -> None:
     for micro, steps in itertools.product([1, 2, 5], [1, 3]):
@@ -39,6 +54,7 @@ def test_one_size_leaves_the_others_at_one() -> None:
         ((8, 2, 3), "use train_batch_size: 12"),
         ((1, None, None), "use train_batch_size: 2"),
         ((7, None, 2), "use train_batch_size: 8"),
+        ((7, None, None), "use train_batch_size: 8"),
     ],
 )
 def test_a_contradiction_names_all_sizes_and_the_data_parallel_size(sizes: tuple[int | None, ...], mend: str) -> None:
@@ -49,7 +65,8 @@ def test_a_contradiction_names_all_sizes_and_the_data_parallel_size(sizes: tuple
     for key, value in zip(
         ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"), sizes, strict=True
     ):
-        assert value is None or f"{key}={value}" in message
+        assert key in message and (value is None or f"{key}={value}" in message)
+    assert "contradict" not in message  # one value alone contradicts nothing
 
 
 def test_the_mend_of_a_contradiction_resolves() -> None:

@@ -110,7 +110,8 @@ def test_an_unknown_key_is_named_with_its_place_and_the_nearest_key(problems: Pr
         ("train_iters", 0, "must be at least 1"),
         ("attention_dropout", 1.0, "must be less than 1"),
         ("rotary_pct", 0, "must be greater than 0"),
-        ("split", 100, "is not text"),
+        ("split", [95, 5, 0], "is not text"),
+        ("save", True, 'is not text (YAML reads a switch; write it in quotes: "true")'),
         ("train_data_paths", "corpus", "is not a list"),
         ("optimizer", "Adam", "is not a block of keys"),
         ("norm", "scalenorm", "is not one of layernorm, rmsnorm"),
@@ -180,7 +181,7 @@ def test_a_wrong_key_does_not_cause_follow_up_problems(problems: Problems) -> No
         ("- num_layers\n", "holds no keys"),
         ("a: b: c", "a.yml:1: is not valid YAML"),
         ("a: 1\nb: \0\n", "a.yml:2: is not valid YAML: it holds the control character U+0000"),
-        ("a: " + "[" * 5000, "is not valid YAML"),
+        ("a: " + "[" * 400, "is not valid YAML"),
     ],
 )
 def test_what_is_not_a_configuration_is_said_once(tmp_path: Path, text: str, reason: str) -> None:

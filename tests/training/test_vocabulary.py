@@ -1,16 +1,17 @@
-"""The warning where data was tokenized with another tokenizer than the run's."""
+"""How many ids a run has, before its tokenizer is there; and the warning where data was tokenized with another one."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from megamesh.config.keys import DataConfig, TokenizerConfig
+from megamesh.config.keys import DataConfig, ModelConfig, TokenizerConfig
 from megamesh.data.store.manifest import Manifest, manifest_path, read_manifest, tokenizer_facts, write_manifest
 from megamesh.data.store.merge import merge
+from megamesh.errors import ConfigError, DataError
 from megamesh.tokenizer import build_tokenizer, tokenizer_identity
 from megamesh.tokenizer.backend import CHARACTERS_TYPE
-from megamesh.training.vocabulary import MOST_WARNINGS, warn_about_tokenizers
+from megamesh.training.vocabulary import MOST_WARNINGS, known_vocabulary_size, warn_about_tokenizers
 from tests.data import corpora
 
 
@@ -62,3 +63,35 @@ def test_many_warnings_are_counted(caplog: pytest.LogCaptureFixture) -> None:
         merge(["theirs"], f"part{i}")
     found = warnings(caplog, train_data_paths=[f"part{i}" for i in range(MOST_WARNINGS + 3)])
     assert len(found) == MOST_WARNINGS + 1 and found[-1].startswith("3 more datasets")
+
+
+def size(vocab_size: int | None, **tokenizer: object) -> int:
+    model = ModelConfig(
+        num_layers=1, hidden_size=8, num_attention_heads=1, max_position_embeddings=8, vocab_size=vocab_size
+    )
+    return known_vocabulary_size(model, TokenizerConfig(**tokenizer))
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    [
+        {"tokenizer_type": "HFTokenizer", "vocab_file": "absent.json"},
+        {"tokenizer_type": "TiktokenTokenizer", "vocab_file": "absent_base"},
+        {"vocab_file": "v.json", "merge_file": "absent.txt"},
+    ],
+)
+def test_a_look_ahead_without_a_tokenizer_needs_its_size_and_says_so(tokenizer: dict[str, object]) -> None:
+    with pytest.raises(DataError, match=r"or, without a tokenizer, say its number of ids: --set vocab_size=50257"):
+        size(None, **tokenizer)
+    assert size(50257, **tokenizer) == 50257  # the mend works
+
+
+def test_a_tokenizer_that_is_there_is_asked(tmp_path: Path) -> None:
+    assert size(None, tokenizer_type="CharLevelTokenizer", vocab_file="v.json") > 2
+    (tmp_path / "v.json").write_text("{}")
+    for vocab_size in (None, 1000):
+        with pytest.raises(DataError) as caught:
+            size(vocab_size, tokenizer_type="CharLevelTokenizer", vocab_file="v.json")
+        assert "vocab_size" not in str(caught.value)  # it would not help
+    with pytest.raises(ConfigError, match="--set vocab_size=50257"):
+        size(None)

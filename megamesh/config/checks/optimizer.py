@@ -5,9 +5,11 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from megamesh.config.other_spellings import IN_PARAMS
 from megamesh.config.rule import Given, Rule, rule, show_value
 
 OPTIMIZERS = ("adam", "adamw")
+PARAMETERS = ("lr", "betas", "eps")
 NUM_BETAS = 2
 MAX_ZERO_STAGE = 3
 
@@ -64,7 +66,9 @@ ZERO_REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
 def optimizer_is_adam(given: Given) -> Iterator[str]:
     block, place = given.run.optimizer.optimizer, given.places.get("optimizer", "default")
     for key in block.keys() - {"type", "params"}:
-        yield f"{place}: optimizer.{key} is not known; the block is {{type: AdamW, params: {{lr: …}}}}"
+        known = "write it in params" if key in PARAMETERS else MOVED_PARAMETERS.get(key)
+        mend = known or IN_PARAMS.get(key, "remove it")
+        yield f"{place}: optimizer.{key} is not known; {mend}; the block is {{type: AdamW, params: {{lr: …}}}}"
     name = block.get("type", "AdamW")
     if str(name).lower() not in OPTIMIZERS:
         yield f"{place}: optimizer.type={show_value(name)} is not supported; use AdamW (or Adam, which is the same here)"
@@ -92,7 +96,7 @@ def _parameter_problem(key: str, value: Any) -> str | None:
             and all(_is_number(beta) and 0 <= beta < 1 for beta in value)
         )
         return None if pair else "is not two numbers from 0 up to, not including, 1; write [0.9, 0.95]"
-    return f"is not supported; {MOVED_PARAMETERS.get(key, 'use lr, betas and eps')}"
+    return f"is not supported; {MOVED_PARAMETERS.get(key) or IN_PARAMS.get(key, 'use lr, betas and eps')}"
 
 
 def _is_number(value: Any) -> bool:
@@ -119,7 +123,7 @@ def zero_block_is_supported(given: Given) -> Iterator[str]:
             if value is not None and value not in accepted:
                 yield f"{place}: zero_optimization.{key}={show_value(value)}: {reason}; remove it"
         elif key not in ZERO_KEYS:
-            nearest = difflib.get_close_matches(key, ZERO_KEYS, n=1, cutoff=0.7)
+            nearest = difflib.get_close_matches(str(key), ZERO_KEYS, n=1, cutoff=0.7)
             mend = f"did you mean {nearest[0]}?" if nearest else "remove it"
             yield f"{place}: zero_optimization.{key} is not known to MegaMesh; {mend}"
         elif key in ZERO_SWITCHES and not isinstance(value, bool | None):

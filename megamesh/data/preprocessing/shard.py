@@ -29,7 +29,7 @@ from megamesh.errors import DataError
 
 VERSION = 2
 LONGEST_DOCUMENT = int(np.iinfo(np.int32).max)
-SKIP_MEND = "mend it, or leave such records out with --on-bad-line skip"
+SKIP_MEND = "mend or remove it, or leave such records out with --on-bad-line skip"
 
 Progress = Callable[[int, int, int], None]
 """Receives input bytes, documents and tokens as they are done."""

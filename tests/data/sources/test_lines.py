@@ -139,7 +139,8 @@ def test_a_bad_line_is_placed_in_its_file(tmp_path: Path) -> None:
         assert places == [(f"{path}:5", f"{path}:5")], shard_bytes
     archive = tmp_path / "a.jsonl.zst.tar"
     archive.write_bytes(LINES["a.jsonl.zst.tar"](content))
-    with pytest.raises(DataError, match=r"a\.jsonl\.zst\.tar!a\.jsonl\.zst:5: 'text' is null"):
+    said = r"a\.jsonl\.zst\.tar!a\.jsonl\.zst:5: 'text' is null instead of text; mend or remove the record$"
+    with pytest.raises(DataError, match=said):
         list(read_records(find_inputs([str(archive)]), ReadOptions()))
 
 

@@ -29,6 +29,7 @@ from megamesh.hf.exporting.export import DTYPES, ExportReport, export_model
 from megamesh.hf.exporting.source import checkpoint_source
 from megamesh.hf.exporting.weights import parse_size
 from megamesh.hf.staging import refuse_existing
+from megamesh.tokenizer.spm import exported_as_model
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -51,6 +52,13 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         default="auto",
         help="logits: compare the whole model. layers: compare a model of a few of its layers, with all loops and routers. "
         "auto: logits where memory is enough, else layers (default)",
+    )
+    parser.add_argument(
+        "--tokenizer-files",
+        choices=["tokenizers", "sentencepiece"],
+        default="tokenizers",
+        help="tokenizers: tokenizer.json, refused where its ids would not be the trained ones (default). sentencepiece: the sentencepiece "
+        "model itself, for any normaliser; it loads with trust_remote_code=True where the sentencepiece package is installed",
     )
     add_moved_tokenizer(parser)
     return parser.parse_args(arguments)
@@ -80,11 +88,12 @@ def run(args: argparse.Namespace) -> None:
     refuse_existing(args.output)
     max_shard_bytes = parse_size(args.max_shard_size)
     opened = open_checkpoint(args.checkpoint, vocab_file=args.vocab_file, merge_file=args.merge_file)
+    tokenizer = exported_as_model(opened.tokenizer) if args.tokenizer_files == "sentencepiece" else opened.tokenizer
     bars = Bars()
     try:
         report = export_model(
             checkpoint_source(opened),
-            opened.tokenizer,
+            tokenizer,
             args.output,
             dtype=args.dtype,
             max_shard_bytes=max_shard_bytes,

@@ -36,7 +36,7 @@ class Tokenizer(Protocol):
         ...
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer loads offline."""
+        """Write files that transformers' AutoTokenizer loads offline: tokenizer.json and tokenizer_config.json."""
         ...
 
 

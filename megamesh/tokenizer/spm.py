@@ -1,6 +1,6 @@
 """Sentencepiece models (unigram and BPE).
 
-    model file ─▶ SentencePieceProcessor ─▶ SentencePieceTokenizer ──save_pretrained──▶ spm_export.py
+    model file ─▶ SentencePieceProcessor ─▶ SentencePieceTokenizer ──save_pretrained, save_sentencepiece──▶ spm_export.py
     text ─▶ cut at user-defined symbols ─▶ each part encoded by itself ─▶ ids
 
 End-of-document id: the model's eos (`</s>`); a model trained without one is refused. `encode` adds neither bos nor eos.
@@ -18,9 +18,9 @@ from typing import Any
 
 from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 
-from megamesh.errors import DataError
-from megamesh.tokenizer.base import check_ids
-from megamesh.tokenizer.spm_export import USER_DEFINED, export_sentencepiece
+from megamesh.errors import ConfigError, DataError
+from megamesh.tokenizer.base import Tokenizer, check_ids
+from megamesh.tokenizer.spm_export import USER_DEFINED, export_sentencepiece, write_sentencepiece
 
 
 class SentencePieceTokenizer:
@@ -28,7 +28,7 @@ class SentencePieceTokenizer:
 
     def __init__(self, path: Path):
         self.name = f"SPMTokenizer {path}"
-        self._path = path
+        self.path = path
         self._model = path.read_bytes()
         try:
             self._processor = SentencePieceProcessor(model_proto=self._model)
@@ -71,8 +71,28 @@ class SentencePieceTokenizer:
     def save_pretrained(self, folder: str | Path) -> None:
         export_sentencepiece(self._processor, self._model, Path(folder), self.name, self.encode)
 
+    def save_sentencepiece(self, folder: str | Path) -> None:
+        """Write the model itself, with code that transformers' AutoTokenizer runs (trust_remote_code=True). Same ids for any normaliser."""
+        write_sentencepiece(self._processor, self._model, Path(folder), sorted(self._symbols))
+
     def __reduce__(self) -> tuple[type, tuple[Path]]:
-        return type(self), (self._path,)
+        return type(self), (self.path,)
+
+
+class SentencePieceWithModel(SentencePieceTokenizer):
+    """The same, exported as the model itself."""
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        self.save_sentencepiece(folder)
+
+
+def exported_as_model(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer whose export is the sentencepiece model. ConfigError where it is none."""
+    if not isinstance(tokenizer, SentencePieceTokenizer):
+        raise ConfigError(
+            f"--tokenizer-files sentencepiece: {tokenizer.name} is no sentencepiece model; leave the option out"
+        )
+    return SentencePieceWithModel(tokenizer.path)
 
 
 def _symbols(model: bytes) -> dict[str, int]:

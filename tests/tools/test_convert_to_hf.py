@@ -57,6 +57,7 @@ def test_a_sample_of_layers_is_compared_where_that_is_asked_for(
         ((), "nothing", "does not exist"),
         (("--max-shard-size", "big"), "save", "not a size"),
         (("--vocab-file", "none.json"), "save", "none.json"),
+        (("--tokenizer-files", "sentencepiece"), "save", "characters.json is no sentencepiece model"),
     ],
 )
 def test_bad_input_is_one_error_and_no_folder(

@@ -65,9 +65,11 @@ def model_card(
     num_known_ids: int,
     dtype: str,
     facts: Mapping[str, str],
+    *,
+    tokenizer_code: bool = False,
 ) -> str:
     """Text of the card: what the model is, how to load it, which of its `vocab_size` token ids the tokenizer does not know, and `facts`
-    of its training, texts by label."""
+    of its training, texts by label. `tokenizer_code`: the tokenizer's code travels with the model."""
     layout, counts = recursion.layout, count_parameters(model, recursion, vocab_size)
     kind = {
         "gpt_neox": "GPTNeoXForCausalLM",
@@ -88,7 +90,7 @@ def model_card(
         vocab=vocab_size,
         unknown=_UNKNOWN.format(known=num_known_ids, rows=vocab_size) if num_known_ids < vocab_size else "",
         dtype=dtype,
-        trust=", trust_remote_code=True" if architecture == "megamesh" else "",
+        trust=", trust_remote_code=True" if architecture == "megamesh" or tokenizer_code else "",
         recursion=_about_recursion(model, recursion),
         training=_TRAINING.format(rows=rows) if facts else "",
     )

@@ -153,6 +153,7 @@ def _write_small_files(
         tokenizer.vocab_size,
         dtype,
         source.facts,
+        tokenizer_code=any(folder.glob("tokenization_*.py")),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
 

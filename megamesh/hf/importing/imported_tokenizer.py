@@ -1,7 +1,7 @@
 """The tokenizer of a transformers folder, copied so that the imported run needs nothing outside its own folder.
 
 tokenizer.json (with tokenizer_config.json)  ─▶ HFTokenizer       ┐
-tokenizer.model                              ─▶ SPMTokenizer      ├─▶ run folder/tokenizer/
+tokenizer.model, sentencepiece.model         ─▶ SPMTokenizer      ├─▶ run folder/tokenizer/
 vocab.json, merges.txt                       ─▶ GPT2BPETokenizer  ┘
 """
 
@@ -12,15 +12,17 @@ from typing import get_args
 from megamesh.config.keys import TokenizerConfig
 from megamesh.errors import DataError
 from megamesh.tokenizer import Tokenizer, build_tokenizer
+from megamesh.tokenizer.spm_export import MODEL_FILE
 
 FOLDER = "tokenizer"
 TYPES: tuple[str, ...] = get_args(TokenizerConfig.model_fields["tokenizer_type"].annotation)
-_IN_FOLDER = {
-    "HFTokenizer": ("tokenizer.json",),
-    "SPMTokenizer": ("tokenizer.model",),
-    "GPT2BPETokenizer": ("vocab.json", "merges.txt"),
-}
-"""Kind → the files that transformers gives it, the preferred kind first."""
+_IN_FOLDER = (
+    ("HFTokenizer", ("tokenizer.json",)),
+    ("SPMTokenizer", ("tokenizer.model",)),
+    ("SPMTokenizer", (MODEL_FILE,)),
+    ("GPT2BPETokenizer", ("vocab.json", "merges.txt")),
+)
+"""Kinds and the files that transformers, or our export, gives them, the preferred kind first."""
 SPECIAL_TOKENS = "tokenizer_config.json"
 
 
@@ -38,12 +40,12 @@ def find_tokenizer(folder: Path, choice: TokenizerChoice) -> TokenizerConfig:
     if choice.vocab_file is not None:
         kind = choice.tokenizer_type or _kind_of(choice.vocab_file, choice.merge_file)
         return _config(kind, [choice.vocab_file] + ([choice.merge_file] if choice.merge_file else []))
-    kinds = [choice.tokenizer_type] if choice.tokenizer_type else list(_IN_FOLDER)
-    for kind in kinds:
-        files = [folder / name for name in _IN_FOLDER.get(kind, ())]
-        if files and all(file.is_file() for file in files):
+    candidates = [(kind, names) for kind, names in _IN_FOLDER if choice.tokenizer_type in (None, kind)]
+    for kind, names in candidates:
+        files = [folder / name for name in names]
+        if all(file.is_file() for file in files):
             return _config(kind, files)
-    looked_for = "; ".join(" with ".join(_IN_FOLDER[kind]) for kind in kinds if kind in _IN_FOLDER)
+    looked_for = "; ".join(" with ".join(names) for _, names in candidates)
     raise DataError(
         f"{folder} holds no tokenizer{f' ({looked_for})' if looked_for else ''}; name its file with --vocab-file, "
         "and its kind with --tokenizer-type where the file's name does not show it"

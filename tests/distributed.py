@@ -1,6 +1,6 @@
 """Persistent gloo processes for tests: `run(world_size, function, *args)` returns the result of every rank.
 
-    pytest ──pickled (function, args)──▶ rank 0 … n−1, spawned once per world size and kept
+    pytest ──pickled (function, args)──▶ rank 0 … n−1, forked once per world size and kept
            ◀──pickled result or traceback──
 
 The function and its arguments are pickled by reference, so the function lives at the top of a test module. An exception, a
@@ -12,13 +12,14 @@ import atexit
 import multiprocessing
 import os
 import pickle
-import socket
 import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_any
 from typing import Any
+
+from tests import processes
 
 START_TIMEOUT_SECONDS = 120.0
 DEFAULT_TIMEOUT_SECONDS = 180.0
@@ -31,14 +32,13 @@ class WorkerError(Exception):
 
 class _Pool:
     def __init__(self, world_size: int) -> None:
-        context, self.world_size = multiprocessing.get_context("spawn"), world_size
-        port = _free_port()
+        self.world_size, port = world_size, processes.free_port()
         self.connections: list[Connection] = []
-        self.processes = []
+        self.processes: list[processes.Process] = []
         for rank in range(world_size):
-            ours, theirs = context.Pipe()
+            ours, theirs = multiprocessing.Pipe()
             # Not a daemon: a run in it may start data loader workers.
-            process = context.Process(target=_serve, args=(theirs, rank, world_size, port))
+            process = processes.Process(_serve, (theirs, rank, world_size, port), rank)
             process.start()
             theirs.close()
             self.connections.append(ours)
@@ -108,25 +108,15 @@ def stop_all() -> None:
     """End all workers."""
     while _pools:
         _pools.popitem()[1].stop()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    processes.stop_all()
 
 
 def _serve(connection: Connection, rank: int, world_size: int, port: int) -> None:
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
-    os.environ.update(OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
-    import torch  # after the thread count is set
-
     from megamesh.engine.distributed import init_distributed
 
-    torch.set_num_threads(1)
     init_distributed()
     while True:
         try:

@@ -3,14 +3,24 @@
 #
 #   bash tests/run.sh                    all of it
 #   bash tests/run.sh tests/model -k mesh    only these tests, with pytest's own arguments
+#
+# The whole suite is two pytest processes at a time, a file of tests in each (pytest-xdist); types and import order are checked
+# beside them. Processes that tests start are forked from servers (tests/processes.py), so that none imports torch again.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 MEGAMESH_EXTRAS=hf,plot,data,mpi,dev,eval . tools/environment.sh
 
-if [ $# -eq 0 ]; then
-    ruff check .
-    ruff format --check .
-    mypy
-    lint-imports
+if [ $# -gt 0 ]; then
+    exec python -m pytest "$@"
 fi
-exec python -m pytest "$@"
+ruff check .
+ruff format --check .
+checked="$(mktemp)"
+trap 'rm -f "$checked"' EXIT
+(mypy && lint-imports) >"$checked" 2>&1 &
+checks=$!
+status=0
+python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder || status=$?
+wait "$checks" || status=1
+cat "$checked"
+exit "$status"

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from megamesh.checkpoint.folder import find_latest
 from megamesh.checkpoint.reader import read_meta, read_weights
 from tests.checkpoint.runs import save
 from tests.engine.runs import Setup, training
+from tests.processes import Process
 
 OPERATIONS = ("fsync", "rename", "replace", "rmdir")
 
@@ -47,7 +47,6 @@ def _save_under_threat(folder: Path, steps: tuple[int, ...], at: int | None, cou
     """Save some steps, keeping two checkpoints; the killer strikes in the last save."""
     from megamesh.engine.distributed import init_distributed
 
-    torch.set_num_threads(1)
     init_distributed()
     with training(Setup(0)) as engine:
         for step in steps:
@@ -63,17 +62,11 @@ def _save_under_threat(folder: Path, steps: tuple[int, ...], at: int | None, cou
 
 def _start(folder: Path, *steps: int, at: int | None = None) -> tuple[int | None, int]:
     """Exit code, and how many operations the last save had."""
-    environment = {name: os.environ.pop(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name in os.environ}
-    count = _context.Value("i", 0)
-    process = _context.Process(target=_save_under_threat, args=(folder, steps, at, count))
+    count = multiprocessing.get_context("forkserver").Value("i", 0)
+    process = Process(_save_under_threat, (folder, steps, at, count))
     process.start()
     process.join(120)
-    os.environ.update(environment)
     return process.exitcode, count.value
-
-
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.checkpoint.runs", "torch._dynamo", "pytest"])  # what each process would import
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,10 @@
 """Real processes of one group, each with its own exit status, all with one standard error: for tests in which some of them die.
 
-    pytest ──▶ fork server with torch imported ──▶ rank 0 … n−1, each runs `function(*args)` inside leaving_together
+    pytest ──▶ fork servers ──▶ rank 0 … n−1, each runs `function(*args)` inside leaving_together
 
 Unlike the pool in tests/distributed.py, nothing is told to the processes from outside, and none is expected to survive.
 """
 
-import multiprocessing
 import os
 import sys
 import time
@@ -16,7 +15,7 @@ from typing import Any
 
 from megamesh.engine import liveness
 from megamesh.engine.distributed import init_distributed, shut_down_distributed
-from tests.distributed import _free_port
+from tests.processes import Process, free_port
 
 HANG_SECONDS = 120.0
 MEND = "Start it again."
@@ -36,12 +35,10 @@ class Outcome:
 
 def live(folder: Path, world_size: int, function: Callable[..., None], *args: Any, **constants: float) -> Outcome:
     """How `world_size` processes end; `constants` of megamesh.engine.liveness are changed in all of them."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([function.__module__])
-    port = _free_port()
+    port = free_port()
     stderr = folder / f"stderr-{port}"
     processes = [
-        context.Process(target=_be_a_rank, args=(rank, world_size, port, stderr, function, args, constants))
+        Process(_be_a_rank, (rank, world_size, port, stderr, function, args, constants), rank)
         for rank in range(world_size)
     ]
     for process in processes:

@@ -1,9 +1,6 @@
 """tools/evaluate.py: the numbers of the library for files and a checkpoint, on one process or several."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,9 +8,9 @@ import pytest
 from megamesh.evaluation.scores import Question, score_choices, score_texts
 from tests.generation.checkpoints import write_checkpoint
 from tests.hf.small_models import MESH, build, model_config, tokenizer, tokenizer_file
+from tests.processes import run_ranks
 from tools.evaluate import main
 
-ROOT = Path(__file__).parents[2]
 TEXTS = ["The end of it", "Two words and many more, so that there is more than one window. " * 3]
 QUESTIONS = [Question("The", ("end", "beginning"), 0), Question("a b c", ("d", "x y"), 1), Question("", ("A", "z"), 0)]
 SIZES = {"max_length": 64, "batch_size": 8}
@@ -71,12 +68,9 @@ def test_two_processes_say_once_what_one_says(ours, tmp_path: Path, capsys: pyte
     asked = options(tmp_path, *both(tmp_path), "--json")
     assert main(asked) == 0
     alone = json.loads(capsys.readouterr().out)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [*launcher, "tools/evaluate.py", *asked]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    together = json.loads(done.stdout)
+    first, second = run_ranks(2, "tools/evaluate.py", *asked)
+    assert (first.returncode, second.returncode, second.stdout) == (0, 0, ""), first.stderr + second.stderr
+    together = json.loads(first.stdout)
     assert together["text"] == pytest.approx(alone["text"], rel=1e-5) and together["choices"] == alone["choices"]
 
 

@@ -18,9 +18,8 @@ from megamesh.parallel.tensor import TensorParallel
 from tests import distributed
 from tests.generation.checkpoints import write_checkpoint
 from tests.hf.small_models import CHARACTERS, MESH, build, greedy_oracle, model_config, tokenizer, tokenizer_file
+from tests.processes import QUIET, ROOT, run_ranks
 from tools.generate import interact, main, read_prompts, silent
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -128,22 +127,31 @@ def test_a_line_that_is_no_prompt_is_named(ours, tmp_path: Path, capsys: pytest.
     assert "prompts.jsonl:2" in capsys.readouterr().err
 
 
-def torchrun(tmp_path: Path, *options: str, num_processes: int = 2) -> subprocess.CompletedProcess:
-    """The tool as a user starts it on several processes."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)]
+def words(tmp_path: Path, *options: str) -> list[str]:
+    return ["--checkpoint", str(tmp_path / "save"), "--max-new-tokens", "6", *options]
+
+
+def torchrun(tmp_path: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """The tool as a user starts it on two processes."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     return subprocess.run(
-        [*launcher, "tools/generate.py", "--checkpoint", str(tmp_path / "save"), "--max-new-tokens", "6", *options],
-        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        [*launcher, "tools/generate.py", *words(tmp_path, *options)],
+        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False, env=os.environ | QUIET,
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("options", [[], ["--pipe-parallel-size", "2"]], ids=["tensor", "pipeline"])
-def test_two_processes_say_once_what_one_says(ours, tmp_path: Path, options) -> None:
-    done = torchrun(tmp_path, "--prompt", "The end", "--prompt", "a", "--temperature", "0", *options)
+def test_two_processes_say_once_what_one_says(ours, tmp_path: Path) -> None:
+    """Under torchrun, on a tensor axis; and without it, on a pipeline axis."""
+    prompts = ("--prompt", "The end", "--prompt", "a", "--temperature", "0")
+    expected = "".join(prompt + greedy_text(ours, tmp_path, prompt) + "\n" for prompt in ("The end", "a"))
+    done = torchrun(tmp_path, *prompts)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "".join(prompt + greedy_text(ours, tmp_path, prompt) + "\n" for prompt in ("The end", "a"))
-    assert done.stderr.count("on 2 processes") == 1
+    assert done.stdout == expected and done.stderr.count("on 2 processes") == 1
+
+    both = run_ranks(2, "tools/generate.py", *words(tmp_path, *prompts, "--pipe-parallel-size", "2"))
+    assert [rank.returncode for rank in both] == [0, 0], both
+    assert [rank.stdout for rank in both] == [expected, ""]
+    assert [rank.stderr.count("on 2 processes") for rank in both] == [1, 0]
 
 
 def test_several_processes_tell_an_error_once(tmp_path: Path) -> None:

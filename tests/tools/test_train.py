@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.distributed import run
-from tests.training.tiny import ROOT, launch, write_config, write_corpus
+from tests.processes import run_script
+from tests.training.tiny import write_config, write_corpus
 from tools.train import main
 
 
@@ -129,13 +130,7 @@ class TestWithCheckpoint:
     def test_a_full_disk_keeps_the_older_checkpoint(self, saved: Path) -> None:
         """Real ENOSPC needs a file system of its own; the limit on a file's size stops the write in the same place."""
         config = write_config(saved, train_iters=4, lr_decay_iters=4)
-        done = launch(
-            config,
-            script="tests/training/limited_run.py",
-            check=False,
-            PYTHONPATH=str(ROOT),
-            MEGAMESH_TEST_FILE_BYTES="200000",
-        )
+        done = run_script("tests/training/limited_run.py", config, MEGAMESH_TEST_FILE_BYTES="200000")
         assert done.returncode == 1
         assert "the previous checkpoint is untouched" in done.stderr
         assert (saved / "run/latest").read_text().strip() == "global_step2"

@@ -1,25 +1,21 @@
 """kill -9 at random moments, again and again: the curve of the whole run is that of an undisturbed one, bit for bit."""
 
 import json
-import multiprocessing
 import os
 import random
 import shutil
 import signal
-import socket
 import time
 from pathlib import Path
 
 from megamesh.checkpoint.folder import find_latest, interrupted_saves
 from tests.distributed import run
+from tests.processes import Process, free_port
 from tests.training.test_run import assert_same_run, train_here
 from tests.training.tiny import write_config, write_corpus
 
 NUM_KILLS, NUM_STEPS = 20, 84
 MOMENTS = random.Random(5)
-
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["megamesh.training.run", "tests.training.tiny", "torch._dynamo", "pytest"])
 
 
 def _train(config: Path, rank: int, world_size: int, port: int) -> None:
@@ -29,19 +25,14 @@ def _train(config: Path, rank: int, world_size: int, port: int) -> None:
 
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
-    import torch
-
-    torch.set_num_threads(1)
     run_training(load_config([config]))
 
 
-def _start(config: Path, world_size: int) -> list[multiprocessing.Process]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    processes = [_context.Process(target=_train, args=(config, rank, world_size, port)) for rank in range(world_size)]
+def _start(config: Path, world_size: int) -> list[Process]:
+    port = free_port()
+    processes = [Process(_train, (config, rank, world_size, port), rank) for rank in range(world_size)]
     for process in processes:
         process.start()
     return processes
@@ -85,7 +76,7 @@ def test_a_run_killed_20_times_at_random_is_the_undisturbed_one(tmp_path: Path) 
             time.sleep(0.0005)
         time.sleep(MOMENTS.uniform(0, 0.01 if kill % 2 else 0.08))
         for process in MOMENTS.choice([processes, processes[:1], processes[1:]]):
-            os.kill(process.pid, signal.SIGKILL)
+            process.kill()
         for process in processes:
             process.join(60)
         codes = [process.exitcode for process in processes]

@@ -20,7 +20,10 @@ from megamesh.training.hooks.metrics_file import read_metrics
 from megamesh.training.hooks.signals import SignalHook
 from megamesh.training.run import train
 from tests.distributed import run
+from tests.processes import run_ranks, run_script
 from tests.training.tiny import ROOT, launch, losses, write_config, write_corpus
+
+KILLED_RUN = "tests/training/killed_run.py"
 
 
 @pytest.fixture
@@ -61,7 +64,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 @pytest.mark.parametrize(("stage", "dead"), [(1, None), (2, 0), (3, 1)])
 def test_a_killed_run_continues_bit_for_bit(folder: Path, stage: int, dead: int | None) -> None:
-    """All processes at once, after step 13, or one in the middle of it, which another one names."""
+    """All processes at once, after step 13, or one in the middle of it, which another one names. Once under DeepSpeed's launcher."""
     changes = dict(
         zero_optimization={"stage": stage},
         precision="bfloat16" if stage == 2 else "fp32",
@@ -71,12 +74,20 @@ def test_a_killed_run_continues_bit_for_bit(folder: Path, stage: int, dead: int 
     straight, killed = write_config(folder, "straight", **changes), write_config(folder, "killed", **changes)
     assert run(2, train_here, straight) == [20, 20]
     moment = "step:13" if dead is None else f"micro-batch:13:{dead}"
-    died = launch(moment, killed, num_processes=2, script="tests/training/killed_run.py", check=False)
-    assert died.returncode != 0
+    if stage == 2:
+        died = launch(moment, killed, num_processes=2, script=KILLED_RUN, check=False)
+        assert died.returncode != 0
+        told = died.stderr
+    else:
+        ranks = run_ranks(2, KILLED_RUN, moment, killed)
+        assert [rank.returncode for rank in ranks] == [
+            -signal.SIGKILL if dead in (None, rank) else 1 for rank in range(2)
+        ]
+        told = "".join(rank.stderr for rank in ranks)
     assert (folder / "killed/latest").read_text().strip() == "global_step10"
     assert len(losses(folder / "killed")) == (13 if dead is None else 12)
     if dead is not None:
-        assert died.stderr.count("The same command continues") == died.stderr.count(f"error: rank {dead} on ") == 1
+        assert told.count("The same command continues") == told.count(f"error: rank {dead} on ") == 1
     assert run(2, train_here, killed) == [20, 20]
     assert_same_run(folder / "straight", folder / "killed")
 
@@ -85,7 +96,7 @@ def test_a_killed_run_continues_bit_for_bit(folder: Path, stage: int, dead: int 
 def test_a_run_killed_inside_a_save_continues_bit_for_bit(folder: Path, moment: str) -> None:
     straight, killed = write_config(folder, "straight"), write_config(folder, "killed")
     run(1, train_here, straight)
-    died = launch(f"save:20:{moment}", killed, script="tests/training/killed_run.py", check=False)
+    died = run_script(KILLED_RUN, f"save:20:{moment}", killed)
     assert died.returncode == -signal.SIGKILL
     assert (folder / "killed/latest").read_text().strip() == "global_step10"
     assert run(1, train_here, killed) == [20]

@@ -10,6 +10,7 @@ import numpy as np
 import yaml
 
 from megamesh.data.store.writer import IndexedWriter
+from tests.processes import free_port
 
 ROOT = Path(__file__).parents[2]
 VOCAB = 60
@@ -61,13 +62,16 @@ def write_config(folder: Path, name: str = "run", **changes) -> Path:
 def launch(
     *arguments: object, num_processes: int = 1, script: str = "tools/train.py", check: bool = True, **environment: str
 ):
-    """Run a script as a user would: plain python for one process, the deepspeed launcher for more."""
+    """Run a script as a user would: plain python for one process, the deepspeed launcher for more.
+
+    run_script and run_ranks in tests/processes.py take a twentieth of the time; this one is for what launchers do.
+    """
     launcher = [sys.executable] if num_processes == 1 else [
         sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(num_processes), "--master_port", "0",
     ]  # fmt: skip
     command = [*launcher, str(ROOT / script), *map(str, arguments)]
     if num_processes > 1:
-        command[command.index("0")] = str(_free_port())
+        command[command.index("0")] = str(free_port())
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
         env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | environment,
@@ -80,12 +84,3 @@ def losses(folder: Path, kind: str = "train") -> dict[int, float]:
     """Loss by step from a run's metrics.jsonl."""
     rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return {row["step"]: row["loss"] for row in rows if row["kind"] == kind}
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -15,6 +15,10 @@ class ResolvedBatch:
     gradient_accumulation_steps: int
     data_parallel_size: int
 
+    def samples_per_step(self, given: BatchConfig) -> int | None:
+        """Of a train batch that is written down, the samples for each accumulation step; None where it follows from the others."""
+        return None if given.train_batch_size is None else self.micro_batch_size * self.data_parallel_size
+
 
 def model_ranks(parallel: ParallelConfig) -> int:
     """Ranks that hold one copy of the model together."""
@@ -64,7 +68,5 @@ def _contradiction(batch: BatchConfig, data_parallel_size: int) -> str:
     nearest = max(round((batch.train_batch_size or unit) / unit), 1) * unit
     given = ", ".join(f"{key}={value}" for key, value in batch.model_dump().items() if value is not None)
     whole = batch.train_micro_batch_size_per_gpu is not None and batch.gradient_accumulation_steps is not None
-    mend = (
-        f"use train_batch_size: {unit}, or leave one of the three out" if whole else f"use train_batch_size: {nearest}"
-    )
+    mend = f"use train_batch_size: {unit}, or leave it out" if whole else f"use train_batch_size: {nearest}"
     return f"{given} contradict each other at data-parallel size {data_parallel_size}; {mend}"

@@ -16,6 +16,10 @@ class ResolvedBatch:
     gradient_accumulation_steps: int
     data_parallel_size: int
 
+    def samples_per_step(self, given: BatchConfig) -> int | None:
+        """Of a train batch that is written down, the samples for each accumulation step; None where it follows from the others."""
+        return None if given.train_batch_size is None else self.micro_batch_size * self.data_parallel_size
+
 
 def model_ranks(parallel: ParallelConfig) -> int:
     """Ranks that hold one copy of the model together."""

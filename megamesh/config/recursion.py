@@ -52,9 +52,11 @@ def parse_recursion(notation: str) -> RecursionLayout:
     elif _UNSHARED.fullmatch(text):
         prelude, *cores, coda = map(int, text.split("+"))
         if len(set(cores)) != 1:
+            length = next(core for core in cores if core)
+            equal = [prelude, *[length] * len(cores), coda]
             raise ConfigError(
                 f"recursion={notation!r}: the cores {cores} differ in length; "
-                f"write equal ones, such as {prelude}+{cores[0]}+{cores[0]}+{coda}"
+                f"write equal ones, such as {'+'.join(map(str, equal))} with num_layers: {sum(equal)}"
             )
         layout = RecursionLayout(prelude, cores[0], len(cores), coda, shared=False)
     else:

@@ -5,15 +5,31 @@
     parameters   every rank's weights, embedding and head included
     1,3+4,4+3,1  as written
 
+Where that would leave a rank without a parameter, the first three move layers to it as long as there are any to spare.
+
 `cost` evens out passes, not each rank's total over all passes: ranks wait for each other within a pass, and what a rank saves in one pass
 does not make up for what it is late in another. Costs are FLOPs per token: an estimate of time, which small matrices and real devices do
 not follow to the letter.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from megamesh.config.keys import ModelConfig, ParallelConfig, RecursionConfig
-from megamesh.config.pipeline import Counts, PartSizes, even_counts, example_partition, parse_partition, part_sizes
+from megamesh.config.pipeline import (
+    METHODS,
+    NEOX_UNIFORM,
+    Counts,
+    PartSizes,
+    even_counts,
+    example_partition,
+    layers_to_place,
+    most_ranks,
+    parse_partition,
+    part_sizes,
+    ranks_in_need,
+    reach_every_rank,
+)
 from megamesh.config.recursion import RecursionLayout
 from megamesh.errors import ConfigError
 from megamesh.model.counts import count_parameters, module_of, parameter_shapes
@@ -33,38 +49,71 @@ def build_partition(
     Raises ConfigError where numbers of layers are given that do not fit the model, or a rank would hold no parameter.
     """
     layout, num_ranks = recursion.layout, max(parallel.pipe_parallel_size, 1)
-    sizes = part_sizes(layout, parallel.pipe_num_passes)
-    method = parse_partition(parallel, sizes, model.num_layers)
-    carries, tied = layout is not None and reads_embeddings(recursion), not model.no_weight_tying
-
+    sizes, tied = part_sizes(layout, parallel.pipe_num_passes), not model.no_weight_tying
     modules = set(map(module_of, parameter_shapes(model, recursion, vocab_size)))
+    last_has_own = not tied or "routers" in modules
+    method = parse_partition(parallel, sizes, model.num_layers, last_has_own=last_has_own)
+    carries = layout is not None and reads_embeddings(recursion)
 
     def stages(counts: Counts) -> Partition:
-        partition = lay_out(layout, counts, num_ranks, tied=tied, carries=carries)
-        _check_every_rank_has_parameters(partition, parallel, modules, sizes)
-        return partition
+        return lay_out(layout, counts, num_ranks, tied=tied, carries=carries)
 
-    if not isinstance(method, str):
-        return stages(method)
-    slots = _Slots(layout, sizes, model.num_layers, num_ranks, tied=tied)
-    if method == "uniform":
-        return stages(slots.balanced_passes(Costs(1.0, 0.0)))
+    in_need = ranks_in_need(num_ranks, last_has_own=last_has_own)
+    fits = len(in_need) <= layers_to_place(sizes, model.num_layers)
+    if isinstance(method, str):
+        slots = _Slots(layout, sizes, model.num_layers, num_ranks, tied=tied)
+        counts, costs = _balanced(method, slots, model, recursion, vocab_size)
+        partition = stages(
+            reach_every_rank(counts, in_need, lambda moved: _slowest(stages(moved), costs)) if fits else counts
+        )
+    else:
+        partition = stages(method)
+    empty = _empty_ranks(partition, modules)
+    if empty:
+        mend = _mend(parallel, sizes, model.num_layers, last_has_own=last_has_own)
+        raise ConfigError(
+            f"pipe_parallel_size={parallel.pipe_parallel_size} with pipe_partition_method={parallel.pipe_partition_method} leaves "
+            f"pipeline rank {empty[0]} without a parameter; {mend}"
+        )
+    return partition
+
+
+def _balanced(
+    method: str, slots: "_Slots", model: ModelConfig, recursion: RecursionConfig, vocab_size: int
+) -> tuple[Counts, Costs]:
+    """Layers per part and rank as a method evens them out, and the costs that it goes by."""
     if method == "parameters":
-        return stages(slots.balanced_ranks(_parameters(model, recursion, vocab_size)))
-    return stages(slots.balanced_passes(forward_costs(model, recursion, vocab_size)))
+        costs = _parameters(model, recursion, vocab_size)
+        return slots.balanced_ranks(costs), costs
+    costs = Costs(1.0, 0.0) if method == "uniform" else forward_costs(model, recursion, vocab_size)
+    return slots.balanced_passes(costs), replace(costs, head=HEAD_WEIGHT * costs.head)
 
 
-def _check_every_rank_has_parameters(
-    partition: Partition, parallel: ParallelConfig, modules: set[str], sizes: PartSizes
-) -> None:
-    for rank in range(partition.num_ranks):
-        if not any(partition.holds(rank, module) for module in modules):
-            num_layers = sum(stage.num_blocks for stage in partition.stages)
-            raise ConfigError(
-                f"pipe_parallel_size={parallel.pipe_parallel_size} with pipe_partition_method={parallel.pipe_partition_method} leaves "
-                f"pipeline rank {rank} without a parameter; use fewer pipeline ranks, or place the layers yourself, such as "
-                f"pipe_partition_method: {example_partition(sizes, num_layers, partition.num_ranks)}"
-            )
+def _slowest(partition: Partition, costs: Costs) -> float:
+    """The cost of a micro-batch's way round: of every pass, its dearest stage."""
+    costs_of = [stage.cost(costs) for stage in partition.stages]
+    firsts = range(0, len(costs_of), partition.num_ranks)
+    return sum(max(costs_of[first : first + partition.num_ranks]) for first in firsts)
+
+
+def _empty_ranks(partition: Partition, modules: set[str]) -> list[int]:
+    """Ranks that hold none of a model's modules."""
+    ranks = range(partition.num_ranks)
+    return [rank for rank in ranks if not any(partition.holds(rank, module) for module in modules)]
+
+
+def _mend(parallel: ParallelConfig, sizes: PartSizes, num_layers: int, *, last_has_own: bool) -> str:
+    """A placement that this module accepts, or that there is none."""
+    num_ranks, num_placed = parallel.pipe_parallel_size, layers_to_place(sizes, num_layers)
+    example = example_partition(sizes, num_layers, num_ranks, last_has_own=last_has_own)
+    if example is not None:
+        return f"use pipe_partition_method: {', '.join(METHODS)}, or place the layers like {example}"
+    written = parallel.pipe_partition_method not in (*METHODS, NEOX_UNIFORM)
+    return (
+        f"{num_placed} {'layer' if num_placed == 1 else 'layers'} cannot give every rank one; "
+        f"use pipe_parallel_size: {most_ranks(num_placed, last_has_own=last_has_own)} or less"
+        + (" with pipe_partition_method: cost" if written else "")
+    )
 
 
 def forward_costs(model: ModelConfig, recursion: RecursionConfig, vocab_size: int) -> Costs:

@@ -39,7 +39,7 @@ def report_pipeline(run: RunConfig, batch: ResolvedBatch, padded_vocab_size: int
     """Everything about the pipeline axis; ConfigError where the schedule has no order for so many micro-batches."""
     parallel, num_micro_batches = run.parallel, batch.gradient_accumulation_steps
     partition = build_partition(run.model, run.recursion, parallel, padded_vocab_size)
-    check_micro_batches(parallel, partition.num_passes, num_micro_batches)
+    check_micro_batches(parallel, partition.num_passes, num_micro_batches, batch.samples_per_step(run.batch))
     ranks = memory_of_ranks(run, batch, padded_vocab_size, partition, num_micro_batches)
     sent = p2p_bytes_per_step(
         partition,

@@ -4,7 +4,7 @@
 
     divisibility       heads, MLP, vocabulary and sequence over tp; more pipeline ranks than any part of the model has layers
     batch              train_batch_size over dp; an order for the number of micro-batches
-    ZeRO               2 and 3 with a pipeline; nothing to divide with one data-parallel rank
+    ZeRO               2 and 3 with a pipeline; 3 with compile; nothing to divide with one data-parallel rank
 
 With tp > 1 states are split by tokens (sequence_parallel) wherever the sequence divides: it costs nothing on the wires and saves memory.
 Micro-batches are powers of two, and the configuration's own. Nothing here estimates anything.
@@ -48,8 +48,8 @@ class Layout:
         """tp, pp, dp."""
         return self.tp, self.pp, self.dp
 
-    def keys(self) -> dict[str, int | str | bool]:
-        """The configuration keys that choose this layout."""
+    def keys(self, run: RunConfig) -> dict[str, int | str | bool]:
+        """The keys that choose this layout, set over those of `run`."""
         keys: dict[str, int | str | bool] = {
             "model_parallel_size": self.tp,
             "sequence_parallel": self.sequence_parallel,
@@ -60,7 +60,8 @@ class Layout:
             "checkpoint_activations": self.recompute != "none",
         }
         keys |= {} if self.recompute == "none" else {"checkpoint_activations_per": self.recompute}
-        return keys | ({} if self.num_passes is None else {"pipe_num_passes": self.num_passes})
+        keys |= {} if self.num_passes is None else {"pipe_num_passes": self.num_passes}
+        return keys if _is_named(run) else keys | {"pipe_partition_method": "cost"}
 
     def batch(self) -> ResolvedBatch:
         """The batch arithmetic of this layout."""
@@ -69,13 +70,12 @@ class Layout:
 
     def apply_to(self, run: RunConfig) -> RunConfig:
         """The configuration, laid out so."""
-        method = run.parallel.pipe_partition_method
         parallel = {
             "model_parallel_size": self.tp,
             "sequence_parallel": self.sequence_parallel,
             "pipe_parallel_size": self.pp,
             "pipe_num_passes": self.num_passes,
-            "pipe_partition_method": method if method in (*METHODS, NEOX_UNIFORM) else "cost",
+            "pipe_partition_method": run.parallel.pipe_partition_method if _is_named(run) else "cost",
         }
         per = "block" if self.recompute == "none" else self.recompute
         training = {"checkpoint_activations": self.recompute != "none", "checkpoint_activations_per": per}
@@ -87,6 +87,11 @@ class Layout:
                 "optimizer": run.optimizer.model_copy(update=zero),
             }
         )
+
+
+def _is_named(run: RunConfig) -> bool:
+    """Whether the layers are placed by a method, and not by numbers that one size of pipeline has."""
+    return run.parallel.pipe_partition_method.replace(" ", "") in (*METHODS, NEOX_UNIFORM)
 
 
 @dataclass(frozen=True)
@@ -163,6 +168,8 @@ def _zero_stages(run: RunConfig, pp: int, dp: int) -> tuple[list[int], str | Non
         return [lowest], None
     if pp > 1:
         return list(range(lowest, 2)), "stages 2 and 3 do not work with a pipeline"
+    if run.training.compile:
+        return list(range(lowest, 3)), "stage 3 does not work with compile"
     return list(range(lowest, 4)), None
 
 

@@ -41,13 +41,13 @@ def report_plan(run: RunConfig, plan: Plan, cluster: Cluster, speed: Speed, spee
         "cluster": asdict(cluster),
         "seconds_per_sequence": {**asdict(speed), "source": speed_source},
         "num_possible": plan.num_possible,
-        "layouts": [_layout(entry) for entry in plan.best],
+        "layouts": [_layout(run, entry) for entry in plan.best],
         "ruled_out": grouped(plan.ruled_out),
         "straight": _straight(pipelines[0]) if pipelines else None,
     }
 
 
-def _layout(entry: Ranked) -> dict[str, Any]:
+def _layout(run: RunConfig, entry: Ranked) -> dict[str, Any]:
     step, estimate = entry.step, entry.estimate
     layout, fullest = step.layout, step.fullest
     samples = step.batch.train_batch_size
@@ -70,7 +70,7 @@ def _layout(entry: Ranked) -> dict[str, Any]:
             "data": round(step.data_bytes),
         },
         "pipe_partition_method": partition_text(step.placement.partition) if layout.pp > 1 else None,
-        "keys": layout.keys(),
+        "keys": layout.keys(run),
     }
 
 

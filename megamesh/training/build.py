@@ -32,7 +32,8 @@ def cut_over_pipeline(config: RunConfig, batch: ResolvedBatch, padded_vocab_size
     if config.parallel.pipe_parallel_size < 2:
         return None
     partition = build_partition(config.model, config.recursion, config.parallel, padded_vocab_size)
-    check_micro_batches(config.parallel, partition.num_passes, batch.gradient_accumulation_steps)
+    steps, samples = batch.gradient_accumulation_steps, batch.samples_per_step(config.batch)
+    check_micro_batches(config.parallel, partition.num_passes, steps, samples)
     return partition
 
 

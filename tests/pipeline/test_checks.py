@@ -2,7 +2,8 @@
 
 import pytest
 
-from megamesh.config.keys import ParallelConfig
+from megamesh.config.batch import resolve_batch
+from megamesh.config.keys import BatchConfig, ParallelConfig
 from megamesh.errors import ConfigError
 from megamesh.pipeline.checks import check_micro_batches
 from megamesh.pipeline.order import Schedule, training_order
@@ -38,6 +39,18 @@ def test_the_message_names_the_keys_and_numbers_that_are_accepted() -> None:
     for number in (8, 10):
         check_micro_batches(parallel(4), 3, number)
     check_micro_batches(parallel(4, "looped_bfs"), 3, 9)
+
+
+def test_where_the_train_batch_is_given_the_mend_names_the_one_that_goes_with_it() -> None:
+    given = BatchConfig(train_batch_size=36, train_micro_batch_size_per_gpu=2)
+    batch = resolve_batch(given, 2)
+    with pytest.raises(ConfigError) as caught:
+        check_micro_batches(parallel(4), 3, batch.gradient_accumulation_steps, batch.samples_per_step(given))
+    assert "use gradient_accumulation_steps: 8 or 10 (with train_batch_size: 32 or 40), or pipe" in str(caught.value)
+    for steps, total in ((8, 32), (10, 40)):
+        mended = given.model_copy(update={"gradient_accumulation_steps": steps, "train_batch_size": total})
+        assert resolve_batch(mended, 2).gradient_accumulation_steps == steps
+    assert batch.samples_per_step(BatchConfig(gradient_accumulation_steps=9)) is None
 
 
 def test_no_pipeline_takes_any_number() -> None:

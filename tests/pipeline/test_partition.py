@@ -1,11 +1,15 @@
 """Where layers go: every parameter on one rank, as balanced as the method says."""
 
 import math
+import re
+from itertools import combinations_with_replacement, product
+from random import Random
 
 import pytest
 import torch
 
 from megamesh.config.keys import ModelConfig, ParallelConfig, RecursionConfig
+from megamesh.config.pipeline import reach_every_rank
 from megamesh.errors import ConfigError
 from megamesh.model.build import empty_model
 from megamesh.model.counts import parameter_shapes
@@ -122,8 +126,12 @@ def test_balanced_passes_are_never_slower_than_equal_numbers_of_layers(recursion
 
 def test_a_rank_without_layers_is_refused() -> None:
     model, recur = configs("1+1R2+1")
-    with pytest.raises(ConfigError, match="leaves pipeline rank 3 without a parameter; use fewer pipeline ranks"):
+    with pytest.raises(ConfigError) as caught:
         build_partition(model, recur, ParallelConfig(pipe_parallel_size=6), VOCAB)
+    assert str(caught.value) == (
+        "pipe_parallel_size=6 with pipe_partition_method=cost leaves pipeline rank 3 without a parameter; "
+        "3 layers cannot give every rank one; use pipe_parallel_size: 5 or less"
+    )
 
 
 @pytest.mark.parametrize("scheme", ["base", "residual+anchor"])
@@ -133,10 +141,107 @@ def test_a_loop_boundary_without_routers_is_no_reason_to_be(scheme: str) -> None
     parallel = ParallelConfig(pipe_parallel_size=2, pipe_partition_method="1,0+1,0+1,0")
     with pytest.raises(ConfigError, match="leaves pipeline rank 1 without a parameter") as caught:
         build_partition(model, recur, parallel, VOCAB)
-    suggested = ParallelConfig(pipe_parallel_size=2, pipe_partition_method=str(caught.value).rpartition(": ")[2])
+    suggested = ParallelConfig(pipe_parallel_size=2, pipe_partition_method=str(caught.value).rpartition("like ")[2])
     build_partition(model, recur, suggested, VOCAB)
     mesh = configs("1+1R2+1", "mesh", no_weight_tying=False)
     assert build_partition(*mesh, parallel, VOCAB).holds(1, "routers")
+
+
+@pytest.mark.parametrize("method", ["cost", "uniform", "parameters"])
+def test_few_layers_reach_every_rank(method: str) -> None:
+    """Tied, without routers: three layers for the three ranks that have nothing else, of any part."""
+    model, recur = configs("1+1R1+1", "base", no_weight_tying=False)
+    partition = build_partition(model, recur, ParallelConfig(pipe_parallel_size=4, pipe_partition_method=method), VOCAB)
+    assert [sum(counts) for counts in zip(*layers(partition), strict=True)] == [0, 1, 1, 1]
+
+
+def test_what_a_rank_lacks_is_moved_to_it_where_it_delays_a_micro_batch_least() -> None:
+    moved = reach_every_rank(((2, 2, 2), (1, 0, 0)), range(1, 3), lambda counts: 0.0)
+    assert moved == ((2, 2, 2), (1, 0, 0))  # nobody lacks any
+    slowest = reach_every_rank(((3, 2, 0), (1, 0, 0)), range(1, 3), lambda counts: sum(map(max, counts)))
+    assert slowest == ((2, 2, 1), (1, 0, 0))  # of the rank that the others wait for
+
+
+def test_a_written_cut_that_leaves_a_rank_empty_is_told_one_that_does_not() -> None:
+    model, recur = configs("1+1R1+1", "base", no_weight_tying=False)
+    parallel = ParallelConfig(pipe_parallel_size=4, pipe_partition_method="0,0,1,0+0,1,0,0+0,1,0,0")
+    assert refusal(model, recur, parallel) == (
+        "pipe_parallel_size=4 with pipe_partition_method=0,0,1,0+0,1,0,0+0,1,0,0 leaves pipeline rank 3 without a parameter; use "
+        "pipe_partition_method: cost, uniform, parameters, or place the layers like 0,1,0,0+0,0,0,1+0,0,1,0"
+    )
+    assert refusal(model, recur, written(parallel, 4, "0,1,0,0+0,0,1,0+0,0,0,1")) is None
+
+
+def random_case(random: Random) -> tuple[ModelConfig, RecursionConfig, ParallelConfig]:
+    """A small model, a small pipeline, and any method or written cut, which mostly does not fit."""
+    loops, tied, num_ranks = random.randint(1, 2), random.random() < 0.5, random.randint(2, 5)
+    prelude, core, coda = random.randint(0, 2), random.randint(1, 2), random.randint(0, 2)
+    shared = random.random() < 0.7
+    notation = f"{prelude}+{core}R{loops}+{coda}" if shared else "+".join(map(str, [prelude, *[core] * loops, coda]))
+    recursion = None if random.random() < 0.25 else notation
+    scheme = random.choice(["base", "residual+anchor", "mesh", "static"])
+    model, recur = configs(recursion, scheme, no_weight_tying=not tied)
+    passes = None if recursion else random.randint(1, 2)
+    if recursion is None:
+        model = model.model_copy(update={"num_layers": random.randint(1, 5)})
+    sizes = [prelude, core, coda] if recursion else [model.num_layers, 0][:passes]
+    cuts = [[random.randrange(num_ranks) for _ in range(size)] for size in sizes]
+    written = "+".join(",".join(str(cut.count(rank)) for rank in range(num_ranks)) for cut in cuts)
+    method = random.choice(["cost", "uniform", "parameters", written, written, "1,1", "type:mlp"])
+    return (
+        model,
+        recur,
+        ParallelConfig(pipe_parallel_size=num_ranks, pipe_partition_method=method, pipe_num_passes=passes),
+    )
+
+
+def possible(model: ModelConfig, recur: RecursionConfig, parallel: ParallelConfig) -> bool:
+    """Whether any cut at all leaves no rank without a parameter: all of them are tried."""
+    num_ranks, layout = parallel.pipe_parallel_size, recur.layout
+    sizes = [layout.num_prelude, layout.num_core, layout.num_coda] if layout else [model.num_layers]
+    ways = [combinations_with_replacement(range(num_ranks), size) for size in sizes]
+    for cut in product(*ways):
+        parts = [",".join(str(part.count(rank)) for rank in range(num_ranks)) for part in cut]
+        parts += ["0" + ",0" * (num_ranks - 1)] * ((parallel.pipe_num_passes or 1) - 1)
+        if refusal(model, recur, written(parallel, num_ranks, "+".join(parts))) is None:
+            return True
+    return False
+
+
+def written(parallel: ParallelConfig, num_ranks: int, method: str) -> ParallelConfig:
+    return parallel.model_copy(update={"pipe_parallel_size": num_ranks, "pipe_partition_method": method})
+
+
+def refusal(model: ModelConfig, recur: RecursionConfig, parallel: ParallelConfig) -> str | None:
+    try:
+        build_partition(model, recur, parallel, VOCAB)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def test_methods_find_a_cut_wherever_there_is_one_and_every_mend_is_accepted() -> None:
+    random, seen = Random(0), dict.fromkeys(("like", "such as", "or less"), 0)
+    for _ in range(400):
+        model, recur, parallel = random_case(random)
+        message, num_ranks = refusal(model, recur, parallel), parallel.pipe_parallel_size
+        if message is None:
+            continue
+        fits = possible(model, recur, parallel)
+        for kind in seen:
+            seen[kind] += kind in message
+        if not fits:
+            assert "such as" not in message and "like" not in message
+            (most,) = re.findall(r"pipe_parallel_size: (\d+) or less", message)
+            assert refusal(model, recur, written(parallel, int(most) + 1, "cost"))
+            suggested = [(fewer, "cost") for fewer in range(2, int(most) + 1)]
+        else:
+            assert parallel.pipe_partition_method not in ("cost", "uniform", "parameters"), message
+            (cut,) = re.findall(r"(?:like|such as) ([\d,+]+)$", message)
+            suggested = [(num_ranks, method) for method in (cut, "cost", "uniform", "parameters")]
+        for size, method in suggested:
+            assert refusal(model, recur, written(parallel, size, method)) is None, message
+    assert min(seen.values()) > 10, seen
 
 
 def test_costs_of_a_stage_are_those_of_what_it_holds() -> None:

@@ -17,6 +17,8 @@ from megamesh.model.counts import count_parameters
 from megamesh.parallel.collectives import count_communication
 from megamesh.parallel.mesh import ProcessMesh
 from megamesh.parallel.tensor import TensorParallel
+from megamesh.pipeline.checks import check_micro_batches
+from megamesh.pipeline.partition import build_partition
 from megamesh.planning.hardware import Cluster
 from megamesh.planning.layouts import Layout, RuledOut, layouts
 from megamesh.planning.memory import memory_per_rank
@@ -150,12 +152,27 @@ def test_layouts_apply_to_the_configuration_as_their_keys_say() -> None:
     for entry in planned(run).best:
         layout, laid_out = entry.step.layout, entry.step.run
         keys = {**SMALL, "recursion": "1+2R3+1", "train_micro_batch_size_per_gpu": None}
-        written = load_config([], keys | _nested(layout.keys()), for_training=False).run
+        written = load_config([], keys | _nested(layout.keys(run)), for_training=False).run
         assert written.parallel == laid_out.parallel and written.training == laid_out.training
         assert resolve_batch(written.batch, layout.dp) == layout.batch()
         if layout.pp == 1:
             memory = memory_per_rank(written, layout.batch(), entry.step.padded_vocab_size)
             assert memory["total"] == entry.step.fullest.total
+
+
+def test_the_keys_of_a_layout_load_over_the_configuration_that_was_planned() -> None:
+    """Numbers of layers are those of another pipeline, and compile has no stage 3."""
+    keys = SMALL | {"recursion": "1+2R3+1", "train_micro_batch_size_per_gpu": None, "pipe_parallel_size": 2}
+    keys |= {"pipe_partition_method": "1,0+1,1+0,1", "compile": True, "vocab_size": VOCAB}
+    run = load_config([], keys, for_training=False).run
+    plan_of = planned(run)
+    assert {entry.step.layout.pp for entry in plan_of.best} == {1, 2}
+    every = [entry for entry in layouts(run, 4, VOCAB) if isinstance(entry, Layout)]
+    for layout in every:
+        written = load_config([], keys | _nested(layout.keys(run)), for_training=False).run
+        partition = build_partition(written.model, written.recursion, written.parallel, PADDED_VOCAB)
+        check_micro_batches(written.parallel, partition.num_passes, layout.num_micro_batches)
+        assert resolve_batch(written.batch, layout.dp) == layout.batch()
 
 
 def _nested(keys: dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """Rules of the model: shapes that fit, attention that exists, recursion that adds up."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
+from megamesh.config.keys import ModelConfig
 from megamesh.config.recursion import parse_recursion, parse_scheme
 from megamesh.config.rule import Given, Rule, divisors, either, rule
 from megamesh.errors import ConfigError
@@ -37,10 +39,22 @@ def kv_heads_divide_heads(given: Given) -> Iterator[str]:
 def rotary_turns_something(given: Given) -> Iterator[str]:
     model = given.run.model
     if model.pos_emb == "rotary" and model.rotary_dim < 2:
+        least = f"at least {_least_rotary_pct(model):g}, or " if model.head_dim > 1 else ""
         yield (
             f"{given.show('rotary_pct')} of head dimension {model.head_dim} rotates no pair of dimensions; "
-            f"use at least {2 / max(model.head_dim, 2):g}, or pos_emb: none"
+            f"use {least}pos_emb: none"
         )
+
+
+def _least_rotary_pct(model: ModelConfig) -> float:
+    """The smallest share that turns a pair of dimensions, in as few digits as it takes; the head has at least two dimensions."""
+    exact = 2 / model.head_dim
+    rounded = (math.ceil(exact * 10**digits) / 10**digits for digits in range(3, 7))
+    return next((share for share in (float(f"{exact:.6g}"), *rounded) if _turns(model, share)), 1.0)
+
+
+def _turns(model: ModelConfig, rotary_pct: float) -> bool:
+    return model.model_copy(update={"rotary_pct": rotary_pct}).rotary_dim >= 2
 
 
 @rule("pos_emb", "seq_length", "max_position_embeddings")
@@ -97,7 +111,8 @@ def mlp_width_is_said_once(given: Given) -> Iterator[str]:
     if neox != model.intermediate_size:
         yield (
             f"{given.show('intermediate_size')} and {given.show('mlp_multiple_of')} both say how wide the MLP is: intermediate_size "
-            f"is its true width here, while GPT-NeoX would build {neox} from these two; keep one, such as intermediate_size: {neox}"
+            f"is its true width here, while GPT-NeoX would build {neox} from these two; keep one, such as "
+            f"intermediate_size: {neox or model.intermediate_size} without mlp_multiple_of"
         )
 
 

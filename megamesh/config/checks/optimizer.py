@@ -12,6 +12,8 @@ OPTIMIZERS = ("adam", "adamw")
 PARAMETERS = ("lr", "betas", "eps")
 NUM_BETAS = 2
 MAX_ZERO_STAGE = 3
+MAX_SCALE_POWER = 64
+"""Of initial_scale_power; min_loss_scale is at most 2 to this power."""
 
 MOVED_PARAMETERS = {
     "weight_decay": "write the key weight_decay",
@@ -148,9 +150,10 @@ def loss_scale_starts_above_its_minimum(given: Given) -> Iterator[str]:
         or 2**precision.initial_scale_power >= precision.min_loss_scale
     ):
         return
+    enough = next(power for power in range(MAX_SCALE_POWER + 1) if 2**power >= precision.min_loss_scale)
     yield (
         f"{given.show('initial_scale_power')} starts the loss scale at {2**precision.initial_scale_power}, below "
-        f"{given.show('min_loss_scale')}; use initial_scale_power: {math.ceil(math.log2(precision.min_loss_scale))}, or a smaller minimum"
+        f"{given.show('min_loss_scale')}; use initial_scale_power: {enough}, or a smaller minimum"
     )
 
 

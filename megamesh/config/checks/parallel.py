@@ -38,7 +38,15 @@ def passes_follow_from_recursion(given: Given) -> Iterator[str]:
         )
 
 
-@rule("pipe_parallel_size", "pipe_partition_method", "pipe_num_passes", "num_layers", "recursion")
+@rule(
+    "pipe_parallel_size",
+    "pipe_partition_method",
+    "pipe_num_passes",
+    "num_layers",
+    "recursion",
+    "recursion_scheme",
+    "no_weight_tying",
+)
 def partition_places_every_layer(given: Given) -> Iterator[str]:
     parallel, model = given.run.parallel, given.run.model
     try:
@@ -47,7 +55,9 @@ def partition_places_every_layer(given: Given) -> Iterator[str]:
         return
     sizes = part_sizes(layout, parallel.pipe_num_passes)
     try:
-        parse_partition(parallel, sizes, model.num_layers, given.show("pipe_partition_method"))
+        last_has_own = model.no_weight_tying or has_highway(given.run.recursion)
+        shown = given.show("pipe_partition_method")
+        parse_partition(parallel, sizes, model.num_layers, last_has_own=last_has_own, shown=shown)
     except ConfigError as error:
         yield str(error)
 

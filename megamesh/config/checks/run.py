@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from megamesh.config.rule import Given, Rule, rule
+from megamesh.config.rule import Given, Rule, either, rule
 
 BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
@@ -15,7 +15,12 @@ def batch_sizes_agree(given: Given) -> Iterator[str]:
     if batch.train_batch_size is not None and batch.train_batch_size % per_rank:
         factors = " × ".join(given.show(key) for key in BATCH_KEYS[1:] if given.has(key))
         product = f"{factors} = {per_rank}" if "×" in factors else factors
-        yield f"{given.show('train_batch_size')} is not a multiple of {product}; make it one, or leave one of the keys out"
+        below, above = (batch.train_batch_size // per_rank + more for more in (0, 1))
+        multiples = either([count * per_rank for count in (below, above) if count])
+        yield (
+            f"{given.show('train_batch_size')} is not a multiple of {product}; "
+            f"use train_batch_size: {multiples}, or leave it out"
+        )
 
 
 @rule(*BATCH_KEYS, for_training=True)

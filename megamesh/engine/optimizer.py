@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from megamesh.config.keys import OptimizerConfig
+from megamesh.config.resolved import describe_optimizer
 
 log = logging.getLogger(__name__)
 EMBEDDINGS = frozenset({"embedding", "position_embedding"})
@@ -43,5 +44,5 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.O
         f"{count:,} parameters with decay {group['weight_decay']:g}"
         for count, group in zip(counts, groups, strict=True)
     )
-    log.info("optimizer: torch AdamW (fused); %s", listed)
+    log.info("optimizer: torch AdamW (fused), %s; %s", describe_optimizer(config), listed)
     return optimizer

@@ -14,6 +14,7 @@ from megamesh.config.deepspeed import deepspeed_config, effective_zero_stage, fi
 from megamesh.config.keys import ParallelConfig
 from megamesh.config.load import LoadedConfig
 from megamesh.config.recursion import parse_scheme
+from megamesh.config.resolved import resolved_optimizer, resolved_schedule
 from megamesh.config.sections import RunConfig
 from megamesh.config.tensor_parallel import padded_vocabulary
 from megamesh.config.yaml_files import yaml_text
@@ -98,6 +99,8 @@ def _resolved(run: RunConfig, batch: ResolvedBatch, vocab_size: int, padded: int
         "vocab_size": vocab_size,
         "padded_vocab_size": padded,
         "zero_stage": effective_zero_stage(run.optimizer, run.precision),
+        "optimizer": resolved_optimizer(run.optimizer),
+        "schedule": resolved_schedule(run.optimizer, run.training.train_iters),
         "lr_decay_iters": run.optimizer.lr_decay_iters or run.training.train_iters,
         "load": run.checkpoint.load or run.checkpoint.save,
     }

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from megamesh.checkpoint.together import on_rank_zero
 from megamesh.config.batch import ResolvedBatch, data_parallel_size, resolve_batch
 from megamesh.config.load import LoadedConfig
+from megamesh.config.resolved import describe_schedule
 from megamesh.config.sections import RunConfig
 from megamesh.config.tensor_parallel import padded_vocabulary
 from megamesh.data.samples.batch import Batch
@@ -90,6 +91,7 @@ def prepare(loaded: LoadedConfig, device: torch.device, signals: SignalHook) -> 
     data = node_by_node(partial(_datasets, config, batch, num_samples, vocab_size), local_rank)
     engine = build_engine(config, mesh, batch, train_iters, vocab_size, padded_vocab_size, device)
     _say_what_is_trained(engine, config, padded_vocab_size)
+    log.info("learning rate: %s", describe_schedule(config.optimizer, train_iters))
     load_start(engine, start, verify=config.checkpoint.verify_checkpoint)
     hooks = _hooks(
         loaded, signals, data, mesh, batch, train_iters, _throughput(config, batch, padded_vocab_size, device)

@@ -193,6 +193,27 @@ def test_a_tokenizer_that_is_not_there_yet_is_not_needed_beside_vocab_size(tmp_p
     assert said["resolved"]["vocab_size"] == 50277
 
 
+def test_the_optimizer_and_the_schedule_are_resolved(tmp_path: Path) -> None:
+    """Also what holds where a block leaves it out, which is not what holds without a block."""
+    assert report(tmp_path)["resolved"]["optimizer"] == {
+        "type": "AdamW",
+        "lr": 1e-3,
+        "betas": [0.9, 0.95],
+        "eps": 1e-8,
+        "weight_decay": 0.1,
+        "gradient_clipping": 1.0,
+    }
+    said = report(tmp_path, optimizer={"type": "Adam", "params": {"lr": 6e-4}}, lr_decay_style="cosine", warmup=0.02)
+    assert said["resolved"]["optimizer"]["betas"] == [0.9, 0.999] and said["resolved"]["optimizer"]["lr"] == 6e-4
+    assert said["resolved"]["schedule"] == {
+        "style": "cosine",
+        "warmup_steps": 20,
+        "decay_steps": 1000,
+        "min_lr": 0.0,
+    }
+    assert "{type: AdamW, lr: 0.0006, betas: [0.9, 0.999], eps: 1e-08" in describe(said)
+
+
 def test_the_text_holds_what_the_json_holds(tmp_path: Path) -> None:
     said = report(tmp_path, world_size=2, hostfile="hosts")
     text = describe(said)

@@ -225,27 +225,37 @@ def test_a_finished_run_does_nothing_more(folder: Path) -> None:
     assert run(1, train_here, write_config(folder, train_iters=2, lr_decay_iters=3)) == [3]
 
 
-def train_with_warnings(config: Path) -> tuple[int, list[str]]:
-    """The last step of a run in a worker, and what it warned of."""
+def train_with_messages(config: Path) -> tuple[int, list[str]]:
+    """The last step of a run in a worker, and what it logged."""
     said: list[str] = []
-    handler = logging.Handler(logging.WARNING)
+    logger, handler = logging.getLogger("megamesh"), logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
-    logging.getLogger("megamesh").addHandler(handler)
+    logger.addHandler(handler)
+    level = logger.level
+    logger.setLevel(logging.INFO)
     try:
         return train_here(config), said
     finally:
-        logging.getLogger("megamesh").removeHandler(handler)
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def test_a_run_whose_batch_follows_the_number_of_processes_continues_on_fewer_and_is_warned(folder: Path) -> None:
     """Half the batch from step 4 on: the samples go on after those that were read, and there are enough of them."""
     keys = dict(train_batch_size=None, train_micro_batch_size_per_gpu=2, lr_decay_iters=6)
     run(2, train_here, write_config(folder, train_iters=3, **keys))
-    ((last_step, said),) = run(1, train_with_warnings, write_config(folder, train_iters=6, **keys))
+    ((last_step, said),) = run(1, train_with_messages, write_config(folder, train_iters=6, **keys))
     assert last_step == 6
     assert read_meta(folder / "run").state.consumed_samples == 3 * 4 + 3 * 2
     assert any("train_batch_size was 4" in text and "is 2 now" in text for text in said)
     assert any("train_iters was 3" in text and "is 6 now" in text for text in said)
+    # What holds of optimizer and schedule is said before the first step, also where the file leaves it out.
+    block = "lr 0.01, betas 0.9 and 0.95, eps 1e-08 (eps: torch's default, which the optimizer block leaves out)"
+    (optimizer,) = [
+        index for index, text in enumerate(said) if text.startswith(f"optimizer: torch AdamW (fused), {block}; ")
+    ]
+    schedule = said.index("learning rate: linear decay to 0 over 6 steps, after a warm-up over 0.06 steps")
+    assert optimizer < schedule < next(index for index, text in enumerate(said) if text.startswith("steps 4 to 6"))
 
 
 @pytest.mark.parametrize("how", ["finetune", "no_load_optim"])

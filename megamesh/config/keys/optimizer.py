@@ -12,7 +12,10 @@ class OptimizerConfig(Section):
 
     optimizer: dict[str, Any] = Field(
         default_factory=lambda: {"type": "AdamW", "params": {"lr": 1e-3, "betas": [0.9, 0.95], "eps": 1e-8}},
-        description="{type, params}: Adam or AdamW (both decouple the decay); params lr (the peak), betas, eps.",
+        description="{type, params}: Adam or AdamW (both decouple the decay); params lr (the peak), betas, eps. The default holds where no "
+        "optimizer key is given at all. A block that is given replaces it whole: where it names no betas or eps, they are torch's and "
+        "GPT-NeoX's, [0.9, 0.999] and 1e-8 (also with --set optimizer.params.lr and nothing else). The dry run and the first log lines "
+        "show what holds.",
     )
     zero_optimization: dict[str, Any] = Field(
         default_factory=lambda: {"stage": 0},
@@ -55,6 +58,11 @@ class OptimizerConfig(Section):
     @property
     def eps(self) -> float:
         return float(self._params.get("eps", 1e-8))
+
+    @property
+    def params_left_out(self) -> tuple[str, ...]:
+        """Of betas and eps, those that the block does not give."""
+        return tuple(key for key in ("betas", "eps") if key not in self._params)
 
     @property
     def _params(self) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def training_facts(state: RunState, versions: Mapping[str, str], run: RunConfig)
 def _optimizer(optimizer: OptimizerConfig) -> str:
     first, second = optimizer.betas
     parts = [
-        str(optimizer.optimizer["type"]),
+        str(optimizer.optimizer.get("type", "AdamW")),
         f"betas {first:g} and {second:g}",
         f"epsilon {optimizer.eps:g}",
         f"weight decay {optimizer.weight_decay:g}",

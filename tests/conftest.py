@@ -16,6 +16,15 @@ torch.set_num_threads(1)
 LONGEST_FIRST = ("training", "model", "engine", "checkpoint", "benchmark", "tools", "pipeline", "hf", "evaluation")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--thorough", action="store_true", help="what is done at random is done more often")
+
+
+@pytest.fixture
+def thorough(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--thorough"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _worker_processes() -> Iterator[None]:
     yield

@@ -9,6 +9,7 @@ from different ones. A collective that follows the order of a set hangs here as 
 """
 
 import atexit
+import multiprocessing
 import os
 import random
 import runpy
@@ -120,13 +121,14 @@ def _as_at_first(**environment: str) -> Iterator[None]:
 
 
 def _in_child(target: Callable[..., object], args: tuple[Any, ...]) -> None:
-    """Nothing that a process draws for itself may be the server's."""
+    """Nothing that a process draws for itself may be the server's, and what it starts (data loaders) it starts as always."""
     assert "tests.preload" in sys.modules, (
         "the fork server could not import tests/preload.py: try `python -m tests.preload`"
     )
     random.seed()
     np.random.seed()
     os.environ.pop("PYTHONHASHSEED")
+    multiprocessing.set_start_method("fork", force=True)
     target(*args)
 
 

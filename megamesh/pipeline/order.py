@@ -13,15 +13,10 @@ Narayanan et al. 2021 (arXiv 2104.04473, interleaved 1F1B); Lamy-Poirier 2023 (a
 
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from torch.distributed.pipelining.schedules import (
-    ScheduleInterleaved1F1B,
-    ScheduleLoopedBFS,
-    _Action,
-    _add_send_recv,
-    _ComputationType,
-)
+if TYPE_CHECKING:
+    from torch.distributed.pipelining.schedules import _Action
 
 Schedule = Literal["interleaved_1f1b", "looped_bfs"]
 ComputeKind = Literal["forward", "backward"]
@@ -35,7 +30,6 @@ _KINDS: dict[str, Kind] = {
     "SEND_B": "send_backward",
     "RECV_B": "receive_backward",
 }
-_SCHEDULES: dict[Schedule, Any] = {"interleaved_1f1b": ScheduleInterleaved1F1B, "looped_bfs": ScheduleLoopedBFS}
 
 
 class Action(NamedTuple):
@@ -93,12 +87,16 @@ def micro_batches_fit(schedule: Schedule, num_ranks: int, num_passes: int, num_m
 def _read(
     schedule: Schedule, num_ranks: int, num_passes: int, num_micro_batches: int
 ) -> tuple[tuple[Action, ...], ...]:
+    # Here and not above: this import takes as long as half of torch's own, and most programs have no pipeline.
+    from torch.distributed.pipelining.schedules import ScheduleInterleaved1F1B, ScheduleLoopedBFS, _add_send_recv
+
     if schedule == "interleaved_1f1b" and num_passes == 1:
         lists = _add_send_recv(_one_pass(num_ranks, num_micro_batches), lambda stage: stage, num_ranks)
     else:
         num_stages = num_ranks * num_passes
         outlines = [_Outline(index, num_stages, num_ranks) for index in range(0, num_stages, num_ranks)]
-        lists = _SCHEDULES[schedule](outlines, num_micro_batches).pipeline_order_with_comms
+        kind = ScheduleInterleaved1F1B if schedule == "interleaved_1f1b" else ScheduleLoopedBFS
+        lists = kind(outlines, num_micro_batches).pipeline_order_with_comms  # type: ignore[arg-type]
     return tuple(
         tuple(
             Action(_KINDS[action.computation_type.name], action.stage_index, action.microbatch_index or 0)
@@ -109,8 +107,10 @@ def _read(
     )
 
 
-def _one_pass(num_ranks: int, num_micro_batches: int) -> dict[int, list[_Action]]:
+def _one_pass(num_ranks: int, num_micro_batches: int) -> "dict[int, list[_Action]]":
     """Plain 1F1B. Interleaved 1F1B of one pass keeps nearly twice as many micro-batches in flight, for the same bubble."""
+    from torch.distributed.pipelining.schedules import _Action, _ComputationType
+
     lists: dict[int, list[_Action]] = {}
     for rank in range(num_ranks):
         forwards = [_Action(rank, _ComputationType.FORWARD, index) for index in range(num_micro_batches)]

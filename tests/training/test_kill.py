@@ -14,7 +14,7 @@ from tests.processes import Process, free_port
 from tests.training.test_run import assert_same_run, train_here
 from tests.training.tiny import write_config, write_corpus
 
-NUM_KILLS, NUM_STEPS = 20, 84
+STEPS_PER_KILL = 4
 MOMENTS = random.Random(5)
 
 
@@ -54,22 +54,24 @@ def _is_saving(folder: Path) -> bool:
     return bool(interrupted_saves(folder))
 
 
-def test_a_run_killed_20_times_at_random_is_the_undisturbed_one(tmp_path: Path) -> None:
+def test_a_run_killed_at_random_again_and_again_is_the_undisturbed_one(tmp_path: Path, thorough: bool) -> None:
     """Two processes that save beside training at every third step; all of them die, or one, whom the other follows.
 
     Every other kill waits for a save to begin.
     """
+    num_kills = 20 if thorough else 8
+    num_steps = (num_kills + 1) * STEPS_PER_KILL
     write_corpus(tmp_path / "corpus")
     keys = dict(
-        train_iters=NUM_STEPS, checkpoint_factor=3, keep_last_n_checkpoints=2, async_save=True, eval_interval=10
+        train_iters=num_steps, checkpoint_factor=3, keep_last_n_checkpoints=2, async_save=True, eval_interval=10
     )
     straight, killed = write_config(tmp_path, "straight", **keys), write_config(tmp_path, "killed", **keys)
     run(2, train_here, straight)
     expected = set(_rows(tmp_path / "straight"))
     folder, seen, interrupted = tmp_path / "killed", set(), 0
-    for kill in range(1, NUM_KILLS + 1):
+    for kill in range(1, num_kills + 1):
         processes = _start(killed, 2)
-        goal = kill * (NUM_STEPS - 4) // NUM_KILLS
+        goal = kill * STEPS_PER_KILL
         while _last_step(folder) < goal and all(process.is_alive() for process in processes):
             time.sleep(0.002)
         while kill % 2 and not _is_saving(folder) and all(process.is_alive() for process in processes):
@@ -93,5 +95,5 @@ def test_a_run_killed_20_times_at_random_is_the_undisturbed_one(tmp_path: Path) 
     assert_same_run(tmp_path / "straight", folder)
     assert set(_rows(folder)) == expected >= seen
     left = {path.name for path in folder.iterdir()}
-    assert left == {f"global_step{NUM_STEPS - 3}", f"global_step{NUM_STEPS}", "latest", "metrics.jsonl"}
+    assert left == {f"global_step{num_steps - 3}", f"global_step{num_steps}", "latest", "metrics.jsonl"}
     shutil.rmtree(folder)

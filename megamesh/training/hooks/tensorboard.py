@@ -1,7 +1,5 @@
 """Metrics as TensorBoard scalars, named train/loss, valid/perplexity and so on."""
 
-from torch.utils.tensorboard import SummaryWriter
-
 from megamesh.training.trainer import Hook, Metrics, Trainer
 
 
@@ -12,6 +10,8 @@ class TensorBoardHook(Hook):
         self.folder = folder
 
     def on_start(self, trainer: Trainer) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and most runs have no folder for it
+
         self.writer = SummaryWriter(self.folder, purge_step=trainer.state.step + 1)
 
     def on_metrics(self, metrics: Metrics) -> None:

@@ -18,7 +18,7 @@ from megamesh.config.recursion import RecursionLayout
 from megamesh.errors import ConfigError
 from megamesh.model.counts import count_parameters, module_of, parameter_shapes
 from megamesh.model.flops import flops_per_token
-from megamesh.model.recursion.schemes import reads_embeddings
+from megamesh.model.recursion.scheme import describe
 from megamesh.pipeline.stages import Costs, Partition, lay_out
 
 HEAD_WEIGHT = 1.5
@@ -35,7 +35,7 @@ def build_partition(
     layout, num_ranks = recursion.layout, max(parallel.pipe_parallel_size, 1)
     sizes = part_sizes(layout, parallel.pipe_num_passes)
     method = parse_partition(parallel, sizes, model.num_layers)
-    carries, tied = layout is not None and reads_embeddings(recursion), not model.no_weight_tying
+    carries, tied = layout is not None and describe(recursion).reads_embeddings, not model.no_weight_tying
 
     modules = set(map(module_of, parameter_shapes(model, recursion, vocab_size)))
 

@@ -104,6 +104,15 @@ def read_params(recursion: RecursionConfig, kind: type[Section]) -> Section:
         ) from invalid
 
 
+def with_params(recursion: RecursionConfig) -> RecursionConfig:
+    """The same with `recursion_scheme_params` whole, defaults included, as checkpoints record them. ConfigError as in `read_params`."""
+    if recursion.recursion is None:
+        return recursion
+    kind = scheme_class(recursion.recursion_scheme).Params
+    params = read_params(recursion, kind).model_dump(mode="json") if kind.model_fields else None
+    return recursion.model_copy(update={"recursion_scheme_params": params})
+
+
 def keys_of_start() -> set[str]:
     """Keys of the built-in schemes that trained weights do not depend on, or whose resolved value shows in the weights' shapes."""
     return {key for path in BUILT_IN.values() for key in _load(path).start_keys}

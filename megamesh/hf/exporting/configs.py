@@ -126,9 +126,4 @@ def _remote_keys(model: ModelConfig, recursion: RecursionConfig) -> dict[str, An
     if not layout.num_loops:
         return keys | {"recursion_scheme": PLAIN}
     scheme = describe(recursion)
-    keys |= {"recursion_scheme": "+".join(scheme.terms)} | scheme.exported_keys()
-    return (
-        keys
-        if recursion.recursion_scheme_params is None
-        else keys | {"recursion_scheme_params": scheme.params.model_dump(mode="json")}
-    )
+    return keys | {"recursion_scheme": "+".join(scheme.terms)} | scheme.exported_keys()

@@ -198,7 +198,8 @@ class Scheme(ABC):
 
     def exported_keys(self) -> dict[str, Any]:
         """Keys of an export's config.json, under the names and with the values that RecursionConfig takes back."""
-        return {key: getattr(self.recursion, key) for key in self.keys}
+        params = {"recursion_scheme_params": self.params.model_dump(mode="json")} if self.Params.model_fields else {}
+        return {key: getattr(self.recursion, key) for key in self.keys} | params
 
     def exported_name(self, name: str) -> str:
         """The name of a parameter in the modules of the remote code, where it is another."""

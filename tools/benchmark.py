@@ -12,12 +12,14 @@ import signal
 import statistics
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megamesh.arguments import add_configs, from_one, parse_with_overrides
 from megamesh.command import run_command
 from megamesh.config.batch import model_ranks
+from megamesh.config.schemes import parse_scheme
 from megamesh.errors import ConfigError
 from megamesh.tables import aligned
 
@@ -138,19 +140,20 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     for command in (train, comm, pipeline, checkpoint):
         add_configs(command, also="; no data is needed, and with --set vocab_size=N no tokenizer")
     train.add_argument(
-        "--against", nargs="*", default=["base", "transformers"], choices=["base", "mesh", "vanilla", "transformers"],
-        help="what to compare with (default: base transformers)",
+        "--against", nargs="*", default=["base", "transformers"], type=partial(other_model, "vanilla", "transformers"), metavar="MODEL",
+        help="what to compare with: a recursion scheme, vanilla or transformers (default: base transformers)",
     )  # fmt: skip
     comm.add_argument(
-        "--against", nargs="*", default=["base"], choices=["base", "mesh", "vanilla"],
-        help="what to compare with (default: base)",
+        "--against", nargs="*", default=["base"], type=partial(other_model, "vanilla"), metavar="MODEL",
+        help="what to compare with: a recursion scheme or vanilla (default: base)",
     )  # fmt: skip
     pipeline.add_argument(
         "--against",
         nargs="*",
         default=[],
-        choices=["base", "mesh", "vanilla"],
-        help="what to compare with (default: nothing)",
+        type=partial(other_model, "vanilla"),
+        metavar="MODEL",
+        help="what to compare with: a recursion scheme or vanilla (default: nothing)",
     )
     pipeline.add_argument(
         "--sleep-ms", type=float, metavar="MS", help="a block's forward sleeps so long, its backward twice"
@@ -165,6 +168,17 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     checkpoint.add_argument("--folder", type=Path, default=Path(), help="existing folder to write into (default: here)")
     checkpoint.set_defaults(against=[])
     return parse_with_overrides(parser, arguments)
+
+
+def other_model(*arguments: str) -> str:
+    """A recursion scheme, or one of the names before the text itself, as a type for argparse."""
+    *others, text = arguments
+    try:
+        return text if text in others else "+".join(parse_scheme(text))
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not {', '.join(others)} or a recursion scheme; {error}"
+        ) from error
 
 
 def candidates_of(args: argparse.Namespace) -> "list[Candidate]":

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_any
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -40,7 +40,8 @@ from megamesh.training.throughput import device_peak_tflops
 if TYPE_CHECKING:
     from megamesh.engine.engine import TrainingEngine
 
-Kind = Literal["config", "base", "mesh", "vanilla", "transformers"]
+Kind = str
+"""config, vanilla, transformers, or a recursion scheme."""
 START_TIMEOUT_SECONDS = 600
 STEP_TIMEOUT_SECONDS = 3600
 BACKWARD_SLEEPS = 2.0
@@ -80,12 +81,12 @@ def make_candidate(kind: Kind, config: RunConfig, vocab_size: int) -> Candidate:
     recursion = config.recursion
     if kind == "vanilla":
         recursion = RecursionConfig()
-    elif kind in ("base", "mesh"):
+    elif kind not in ("config", "transformers"):
         if recursion.recursion is None:
             raise TrainingError(
                 f"the configuration has no recursion to compare with {kind}; set recursion, or leave --against {kind} out"
             )
-        recursion = recursion.model_copy(update={"recursion_scheme": kind})
+        recursion = recursion.model_copy(update={"recursion_scheme": kind, "recursion_scheme_params": None})
     elif kind == "transformers" and (config.model.norm != "layernorm" or config.model.gated):
         raise TrainingError(
             f"norm={config.model.norm}, activation={config.model.activation}: transformers' GPTNeoX has layernorm and a plain MLP; "

@@ -25,6 +25,7 @@ from megamesh.config.neox import IGNORED, REFUSED, RENAMED
 from megamesh.config.other_spellings import meant
 from megamesh.config.precision_blocks import PRECISION_BLOCKS, choose_precision, keys_without_effect
 from megamesh.config.rule import Given, show_value
+from megamesh.config.schemes import with_params
 from megamesh.config.sections import SECTIONS, RunConfig
 from megamesh.config.yaml_files import FlatKeys, apply_overrides, normalise, read_files, yaml_text
 from megamesh.errors import ConfigError
@@ -91,6 +92,7 @@ def load_config(
     flat.problems += check_rules(given, bad_keys) + (missing if for_training and not flat.unread else [])
     if flat.problems:
         raise ConfigError(flat.problems)
+    run = run.model_copy(update={"recursion": with_params(run.recursion)})
     if ignored:
         log.info("GPT-NeoX keys without meaning here: %s", ", ".join(ignored))
     if run.model.gated and run.model.intermediate_size is None:

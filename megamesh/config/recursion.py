@@ -1,4 +1,4 @@
-"""The notation of recursive models: layers such as `4+8R2+4`, schemes such as `residual+anchor`.
+"""The notation of recursive models' layers, such as `4+8R2+4`. Schemes are in schemes.py.
 
 4+8R2+4   4 prelude layers, 8 core layers run twice with the same weights, 4 coda layers
 4+8+8+4   the same boundaries with a core of its own for each loop (the paper's vanilla+mesh)
@@ -11,11 +11,6 @@ from megamesh.errors import ConfigError
 
 _SHARED = re.compile(r"(\d+)\+(\d+)R(\d+)\+(\d+)", re.IGNORECASE)
 _UNSHARED = re.compile(r"\d+(?:\+\d+){2,}")
-
-SUM_TERMS = ("residual", "anchor", "anchor*")
-"""Schemes that add a state to the core's output, and that may be added together."""
-
-SCHEMES = ("base", *SUM_TERMS, "static", "dynamic", "mesh")
 
 
 @dataclass(frozen=True)
@@ -67,22 +62,3 @@ def parse_recursion(notation: str) -> RecursionLayout:
     if layout.num_core < 1 or layout.num_loops < 1:
         raise ConfigError(f"recursion={notation!r} has an empty core; it needs at least one layer and one loop")
     return layout
-
-
-def parse_scheme(text: str) -> tuple[str, ...]:
-    """The terms of a scheme in a fixed order: `mesh` → ("mesh",), `anchor+residual` → ("residual", "anchor"); else ConfigError."""
-    terms = text.replace(" ", "").split("+")
-    unknown = [term for term in terms if term not in SCHEMES]
-    if unknown:
-        raise ConfigError(
-            f"recursion_scheme={text!r}: {unknown[0]!r} is not a scheme; "
-            f"write {', '.join(SCHEMES)}, or a sum of {', '.join(SUM_TERMS)} such as residual+anchor"
-        )
-    alone = [term for term in terms if term not in SUM_TERMS]
-    if len(terms) > 1 and alone:
-        raise ConfigError(
-            f"recursion_scheme={text!r}: {alone[0]} cannot be part of a sum; only {', '.join(SUM_TERMS)} can"
-        )
-    if len(set(terms)) != len(terms):
-        raise ConfigError(f"recursion_scheme={text!r} names a term twice; name each once")
-    return tuple(term for term in SCHEMES if term in terms)

@@ -12,13 +12,10 @@ import math
 from collections.abc import Callable, Iterable
 
 from megamesh.config.keys import ModelConfig, RecursionConfig
-from megamesh.config.recursion import parse_scheme
 from megamesh.config.rule import divisors, either
+from megamesh.config.schemes import describe
 from megamesh.config.sections import RunConfig
 from megamesh.errors import ConfigError
-
-HIGHWAY_SCHEMES = ("static", "dynamic", "mesh")
-"""Schemes that need the states of earlier loops in backward: these are kept once over the tensor ranks, each its part of the tokens."""
 
 
 def padded_vocabulary(run: RunConfig, vocab_size: int) -> int:
@@ -56,9 +53,9 @@ def splits_tokens(run: RunConfig) -> bool:
 
 
 def has_highway(recursion: RecursionConfig) -> bool:
-    """Whether the scheme keeps states of earlier loops for backward."""
+    """Whether the scheme keeps states of earlier loops for backward: once over the tensor ranks, each its part of the tokens."""
     try:
-        return recursion.recursion is not None and parse_scheme(recursion.recursion_scheme)[0] in HIGHWAY_SCHEMES
+        return recursion.recursion is not None and describe(recursion).divides_tokens
     except ConfigError:
         return False
 

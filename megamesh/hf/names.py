@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from megamesh.config.keys import ModelConfig, RecursionConfig
-from megamesh.config.recursion import RecursionLayout, parse_scheme
+from megamesh.config.recursion import RecursionLayout
 from megamesh.errors import CheckpointError
+from megamesh.model.recursion.scheme import describe
 
 Architecture = Literal["gpt_neox", "llama", "megamesh"]
 QKV = ("q_proj", "k_proj", "v_proj")
@@ -169,8 +170,8 @@ def names_table(architecture: Architecture, model: ModelConfig, recursion: Recur
     for stack, length in stacks.items():
         for i in range(length):
             _add_block(add, f"{stack}.{i}", f"{names[stack]}.{i}", names, model)
-    for ours, kinds in _router_parameters(recursion):
-        add(ours, [ours.replace("routers", names["routers"], 1)], kinds)
+    for ours, exported in _router_parameters(model, recursion):
+        found[ours] = Entry(ours, (f"{names['routers']}.{exported}",), SAME)
     add("final_norm", [names["final_norm"]], _norm_kinds(model))
     if model.no_weight_tying:
         add("head", [names["head"]], ["weight"])
@@ -202,18 +203,13 @@ def _norm_kinds(model: ModelConfig) -> list[str]:
     return ["weight", "bias"] if model.norm == "layernorm" and model.use_bias_in_norms else ["weight"]
 
 
-def _router_parameters(recursion: RecursionConfig) -> Iterator[tuple[str, list[str]]]:
-    layout = recursion.layout
-    if layout is None:
+def _router_parameters(model: ModelConfig, recursion: RecursionConfig) -> Iterator[tuple[str, str]]:
+    """What the scheme learns: our name, and the name in the modules of its remote code."""
+    if recursion.layout is None:
         return
-    (term, *_) = parse_scheme(recursion.recursion_scheme)
-    if term == "mesh":
-        for t in range(layout.num_loops + 1):
-            yield f"routers.{t}.write", ["weight", "bias"]
-            yield f"routers.{t}.read", ["weight", "bias"]
-    elif term in ("static", "dynamic"):
-        for t in range(layout.num_loops):
-            yield f"routers.{t}", ["weight", "bias"] if term == "dynamic" else ["weight"]
+    scheme = describe(recursion)
+    for learned in scheme.learned(model.hidden_size):
+        yield f"routers.{learned.name}", scheme.exported_name(learned.name)
 
 
 def export_tensors(

@@ -11,12 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from megamesh.config.keys import ModelConfig, RecursionConfig
-from megamesh.config.recursion import RecursionLayout, parse_scheme
+from megamesh.config.recursion import RecursionLayout
+from megamesh.model.recursion.scheme import describe
 
 Shape = tuple[int, ...]
-
-NUM_MIXED_STATES = 3
-"""Core output, h(0) and h_emb: what `static` and `dynamic` mix."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,8 @@ def parameter_shapes(model: ModelConfig, recursion: RecursionConfig, vocab_size:
         for index in range(num_blocks):
             shapes |= {f"{stack}.{index}.{name}": shape for name, shape in _block(model)}
     if layout.num_loops:
-        shapes |= dict(_routers(recursion, layout, model.hidden_size))
+        learned = describe(recursion).learned(model.hidden_size)
+        shapes |= {f"routers.{parameter.name}": parameter.shape for parameter in learned}
     shapes |= dict(_norm("final_norm", model, model.hidden_size))
     if model.no_weight_tying:
         shapes["head.weight"] = (vocab_size, model.hidden_size)
@@ -87,20 +86,6 @@ def _block(model: ModelConfig) -> Iterator[tuple[str, Shape]]:
         yield from _norm("attention.k_norm", model, head_dim)
     yield from _linear("mlp.up", hidden, 2 * width if model.gated else width, model.use_bias_in_mlp)
     yield from _linear("mlp.down", width, hidden, model.use_bias_in_mlp)
-
-
-def _routers(recursion: RecursionConfig, layout: RecursionLayout, hidden: int) -> Iterator[tuple[str, Shape]]:
-    """MeSH has a set per loop and one for the transitional cycle; static and dynamic a mixer per loop; sums have nothing."""
-    terms = parse_scheme(recursion.recursion_scheme)
-    if terms == ("mesh",):
-        for step in range(layout.num_loops + 1):
-            yield from _linear(f"routers.{step}.write", hidden, recursion.num_slots, bias=True)
-            yield from _linear(f"routers.{step}.read", hidden, recursion.num_slots, bias=True)
-    for step in range(layout.num_loops):
-        if terms == ("static",):
-            yield f"routers.{step}.weight", (NUM_MIXED_STATES,)
-        if terms == ("dynamic",):
-            yield from _linear(f"routers.{step}", hidden, NUM_MIXED_STATES, bias=True)
 
 
 def _linear(name: str, inputs: int, outputs: int, bias: bool) -> Iterator[tuple[str, Shape]]:

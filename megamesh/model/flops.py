@@ -4,7 +4,7 @@ What is counted (a multiply and an add are two operations), per token of a seque
 
     block       2·(parameters of its matrices)  +  attention  2·2·(H·d)·(S+1)/2
     core        its blocks, times K
-    routers     2·(their matrices); mixing: 2·N per source for ⟨w_read, u⟩ and 2·D per source for the sum
+    recursion   2·(matrices of routers), and the mixing of states: each scheme says what it costs
     head        2·D·V
 
 Attention is causal: a query attends to (S+1)/2 keys on average, so half of the square is counted, once for Q·Kᵀ and once for the
@@ -12,14 +12,13 @@ weights·V. Conventions that count the whole square (PaLM, appendix B) come out 
 (backward differentiates by weights and by inputs); what activation checkpointing computes again is not the model's work and is
 not counted. Norms, biases, activations, softmax, rotary embedding and the optimizer are left out.
 
-Letters: S sequence, D hidden size, V padded vocabulary, H heads, d head dimension, K loops, N slots.
+Letters: S sequence, D hidden size, V padded vocabulary, H heads, d head dimension, K loops.
 """
 
 from dataclasses import dataclass
 
 from megamesh.config.keys import ModelConfig, RecursionConfig
-from megamesh.config.recursion import RecursionLayout, parse_scheme
-from megamesh.model.counts import NUM_MIXED_STATES
+from megamesh.model.recursion.scheme import describe
 
 TRAINING_TO_FORWARD = 3
 
@@ -57,7 +56,7 @@ def flops_per_token(
     return FlopsPerToken(
         blocks=depth * 2 * _block_matrices(model),
         attention=depth * 2 * heads_width * (length + 1),
-        recursion=_recursion(recursion, layout, model.hidden_size) if layout else 0,
+        recursion=describe(recursion).flops(model.hidden_size) if layout else 0,
         head=2 * model.hidden_size * vocab_size,
     )
 
@@ -67,18 +66,3 @@ def _block_matrices(model: ModelConfig) -> int:
     qkv = (model.num_attention_heads + 2 * model.kv_heads) * model.head_dim
     out = model.num_attention_heads * model.head_dim
     return model.hidden_size * (qkv + out + (3 if model.gated else 2) * model.mlp_width)
-
-
-def _recursion(recursion: RecursionConfig, layout: RecursionLayout, hidden: int) -> int:
-    """Routers and mixing of all steps, in the unrolled form: the read of router set t sums t + 2 sources."""
-    terms = parse_scheme(recursion.recursion_scheme)
-    loops = layout.num_loops
-    if terms == ("mesh",):
-        slots = recursion.num_slots
-        routers = (loops + 1) * 2 * 2 * hidden * slots
-        sources = sum(step + 2 for step in range(loops + 1))
-        return routers + sources * (2 * slots + 2 * hidden)
-    if terms in (("static",), ("dynamic",)):
-        mixers = loops * 2 * hidden * NUM_MIXED_STATES if terms == ("dynamic",) else 0
-        return mixers + loops * 2 * hidden * NUM_MIXED_STATES
-    return 0 if terms == ("base",) else loops * len(terms) * hidden

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from megamesh.config.keys import ModelConfig, RecursionConfig
 from megamesh.config.keys.model import InitMethod
-from megamesh.config.recursion import parse_scheme
+from megamesh.model.recursion.scheme import filled, find_learned
 from megamesh.model.transformer import Transformer
 from megamesh.parallel.random import keyed_generator
 from megamesh.parallel.shards import fill_from_global
@@ -47,26 +47,20 @@ def initial_value(
     name: str, shape: tuple[int, ...], model: ModelConfig, recursion: RecursionConfig, seed: int
 ) -> Tensor:
     """The fp32 start of the parameter with the global name `name` and the global shape `shape`, on the CPU."""
-    if name.startswith("routers.") and (special := _router_value(name, shape, recursion)) is not None:
-        return special
-    if "norm." in name:
+    if name.startswith("routers."):
+        special = filled(find_learned(name, recursion, model.hidden_size).start, shape)
+        if special is not None:
+            return special
+    elif "norm." in name:
         return torch.ones(shape) if name.endswith("weight") else torch.zeros(shape)
-    if name.endswith("bias"):
+    elif name.endswith("bias"):
         return torch.zeros(shape)
     method = model.output_layer_init_method if name.endswith(_WRITES_TO_STATE) else model.init_method
     generator = keyed_generator("parameter", seed, name)
     return torch.empty(shape).normal_(0.0, standard_deviation(method, model), generator=generator)
 
 
-def _router_value(name: str, shape: tuple[int, ...], recursion: RecursionConfig) -> Tensor | None:
-    """Start of a router's parameter where it is not that of an ordinary linear."""
-    if parse_scheme(recursion.recursion_scheme) != ("mesh",):
-        # Mixers start at (1, 0, 0), plain recursion; a dynamic mixer's weight is an ordinary linear's.
-        return torch.tensor([1.0, 0.0, 0.0]) if shape == (3,) else None
-    if recursion.mesh_router_init == "normal":
-        return None
-    value = torch.zeros(shape)
-    if recursion.mesh_router_init == "slot" and name.endswith("bias"):
-        step = int(name.split(".")[1])
-        value[step + 1] = recursion.mesh_router_slot_bias
-    return value
+def plain_value(name: str, shape: tuple[int, ...], model: ModelConfig, recursion: RecursionConfig, seed: int) -> Tensor:
+    """The fp32 start of a scheme's parameter with which the first forward pass is plain recursion, or as near to it as can be."""
+    value = filled(find_learned(name, recursion, model.hidden_size).plain, shape)
+    return initial_value(name, shape, model, recursion, seed) if value is None else value

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from megamesh.config.keys import ModelConfig, RecursionConfig
 from megamesh.config.recursion import RecursionLayout
+from megamesh.config.schemes import PLAIN
 from megamesh.model.attention import KeyValueCache, attention_inputs
 from megamesh.model.block import StateDropout, build_block
 from megamesh.model.embedding import TokenEmbedding
@@ -27,7 +28,7 @@ from megamesh.model.head import Head
 from megamesh.model.norms import build_norm
 from megamesh.model.recompute import Recompute
 from megamesh.model.recursion.highway import Highway
-from megamesh.model.recursion.schemes import SumScheme, build_routers, build_scheme
+from megamesh.model.recursion.scheme import build_routers, build_scheme
 from megamesh.parallel.layers import shard_specs
 from megamesh.parallel.shards import ShardSpec
 from megamesh.parallel.tensor import SINGLE, TensorParallel
@@ -64,8 +65,9 @@ class Transformer(nn.Module):
         self.prelude = nn.ModuleList(build_block(model, tp) for _ in range(layout.num_prelude))
         self.core = nn.ModuleList(build_block(model, tp) for _ in range(layout.num_core_weights))
         self.coda = nn.ModuleList(build_block(model, tp) for _ in range(layout.num_coda))
-        self.routers = build_routers(recursion, layout, model.hidden_size) if layout.num_loops else nn.ModuleList()
-        self.scheme = build_scheme(recursion, self.routers) if layout.num_loops else SumScheme(("base",))
+        recurring = recursion if layout.num_loops else RecursionConfig(recursion_scheme=PLAIN)
+        self.routers = build_routers(recurring, model.hidden_size)
+        self.scheme = build_scheme(recurring, self.routers)
         self.final_norm = build_norm(model)
         self.head = Head(model.hidden_size, vocab_size, num_rows, loss_chunk_tokens, tp)
         self.tie_head()
@@ -149,8 +151,9 @@ class Transformer(nn.Module):
         return shard_specs(self, tp=self.tp, partial=partial)
 
     def _sees_only_a_part(self, name: str) -> bool:
-        """Whether a replicated parameter meets only this rank's tokens (routers; all of them under sequence parallelism) or heads."""
-        return self.tp.sequence_parallel or name.startswith("routers.") or ".q_norm." in name or ".k_norm." in name
+        """Whether a replicated parameter meets only this rank's tokens (some routers; under sequence parallelism all) or heads."""
+        meets_own_tokens = name.startswith("routers.") and self.scheme.divides_tokens
+        return self.tp.sequence_parallel or meets_own_tokens or ".q_norm." in name or ".k_norm." in name
 
     def _core_of(self, t: int) -> nn.ModuleList:
         """The core's blocks in loop t: the same ones each time, or the loop's own where nothing is shared."""

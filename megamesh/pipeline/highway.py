@@ -63,10 +63,11 @@ class RingHighway(Highway):
         """Copies always: no block of this rank keeps the whole states that views would show."""
         return super().split(*states)
 
-    def join(self, name: str, state: Tensor) -> Tensor:
+    def join(self, name: str | None, state: Tensor) -> Tensor:
         """All tokens again, to be sent; the rank keeps its part of them, and not the memory of all."""
         whole, own = self._tp.join(state)
-        self.keep(name, own if own is whole else own.clone())
+        if name is not None:
+            self.keep(name, own if own is whole else own.clone())
         return whole
 
     def keep(self, name: str, state: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ from megamesh.config.recursion import RecursionLayout
 from megamesh.errors import ConfigError
 from megamesh.model.counts import count_parameters, module_of, parameter_shapes
 from megamesh.model.flops import flops_per_token
-from megamesh.model.recursion.schemes import reads_embeddings
+from megamesh.model.recursion.scheme import describe
 from megamesh.pipeline.stages import Costs, Partition, lay_out
 
 HEAD_WEIGHT = 1.5
@@ -53,7 +53,7 @@ def build_partition(
     modules = set(map(module_of, parameter_shapes(model, recursion, vocab_size)))
     last_has_own = not tied or "routers" in modules
     method = parse_partition(parallel, sizes, model.num_layers, last_has_own=last_has_own)
-    carries = layout is not None and reads_embeddings(recursion)
+    carries = layout is not None and describe(recursion).reads_embeddings
 
     def stages(counts: Counts) -> Partition:
         return lay_out(layout, counts, num_ranks, tied=tied, carries=carries)

@@ -13,13 +13,13 @@ from megamesh.config.batch import ResolvedBatch, data_parallel_size, model_ranks
 from megamesh.config.deepspeed import deepspeed_config, effective_zero_stage, fit_to_rank
 from megamesh.config.keys import ParallelConfig
 from megamesh.config.load import LoadedConfig
-from megamesh.config.recursion import parse_scheme
 from megamesh.config.resolved import resolved_optimizer, resolved_schedule
 from megamesh.config.sections import RunConfig
 from megamesh.config.tensor_parallel import padded_vocabulary
 from megamesh.config.yaml_files import yaml_text
 from megamesh.model.counts import count_parameters
 from megamesh.model.flops import flops_per_token
+from megamesh.model.recursion.scheme import describe as describe_scheme
 from megamesh.planning.memory import memory_per_rank, parameters_per_rank
 from megamesh.training.vocabulary import known_vocabulary_size
 
@@ -105,13 +105,12 @@ def _resolved(run: RunConfig, batch: ResolvedBatch, vocab_size: int, padded: int
         "load": run.checkpoint.load or run.checkpoint.save,
     }
     if layout is not None:
-        terms = parse_scheme(run.recursion.recursion_scheme)
+        scheme = describe_scheme(run.recursion)
         resolved |= {
             "layers": str(layout),
             "compute_depth": layout.compute_depth,
-            "scheme": "+".join(terms),
-        }
-        resolved |= {"num_slots": run.recursion.num_slots} if terms == ("mesh",) else {}
+            "scheme": "+".join(scheme.terms),
+        } | scheme.resolved()
     return resolved
 
 

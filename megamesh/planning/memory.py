@@ -10,7 +10,8 @@ With b bytes of the precision (2 or 4), P parameters on a tensor rank (exact), d
     buckets      what DeepSpeed collects gradients in for their reduction: up to 2 · reduce_bucket_size elements, cut to P each
                  (config/deepspeed.py says which stage holds what)
     activations  what the blocks keep for backward at compute depth, or their inputs and one stretch with checkpointing
-    highway      of static, dynamic and mesh: h_emb, the prelude's output and every core's output, and the routing weights in fp32
+    highway      what the scheme keeps and blocks do not (of static, dynamic and mesh: h_emb, the prelude's output and every core's output),
+                 and routing weights in fp32
     loss         one chunk of logits (b, and fp32 for the probabilities and their gradient), the gradients of the head's input (b) and
                  weight (fp32)
 
@@ -19,8 +20,8 @@ What tensor parallelism divides:
     P            embedding, head, qkv, attention output, both of the MLP; not norms, routers, position embedding and the biases that are
                  added after a sum
     activations  between heads and between MLP columns always; states between blocks and the norms' outputs with sequence_parallel only
-    highway      always, by tokens. This rank's part of states that are inputs of blocks at the same time is counted here and not among
-                 the activations
+    highway      by tokens, where the scheme divides them, and with sequence_parallel. This rank's part of states that are inputs of blocks
+                 at the same time is counted here and not among the activations
     loss         logits and the weight's gradient, by vocabulary
 
 With pipe_parallel_size above 1 see pipeline_memory.py, which uses the parts below.
@@ -35,10 +36,9 @@ from collections.abc import Callable
 from megamesh.config.batch import ResolvedBatch
 from megamesh.config.deepspeed import effective_zero_stage, reduction_buckets
 from megamesh.config.keys import ModelConfig
-from megamesh.config.recursion import parse_scheme
 from megamesh.config.sections import RunConfig
-from megamesh.config.tensor_parallel import has_highway
-from megamesh.model.counts import NUM_MIXED_STATES, module_of, parameter_shapes
+from megamesh.model.counts import module_of, parameter_shapes
+from megamesh.model.recursion.scheme import Kept, describe
 
 BYTES_FP32 = 4
 SPLIT_PARAMETERS = (
@@ -133,24 +133,27 @@ def block_elements(model: ModelConfig) -> tuple[int, int]:
 
 def _highway_bytes(run: RunConfig, batch: ResolvedBatch) -> int:
     """States of earlier loops, and the weights that route them, of one tensor rank's part of the tokens."""
-    layout, term = run.recursion.layout, _highway_scheme(run)
-    if layout is None or term is None:
-        return 0
-    states = (layout.num_loops + 2) * run.model.hidden_size * run.precision.bytes_per_value
-    weights = {"static": 0, "dynamic": layout.num_loops * NUM_MIXED_STATES}
-    num_weights = weights[term] if term in weights else (layout.num_loops + 1) * 2 * run.recursion.num_slots
-    tokens = micro_batch_tokens(run, batch) // run.parallel.model_parallel_size
-    return tokens * (states + num_weights * BYTES_FP32)
-
-
-def _highway_scheme(run: RunConfig) -> str | None:
-    """static, dynamic or mesh, where the model recurs by one of them."""
-    return parse_scheme(run.recursion.recursion_scheme)[0] if has_highway(run.recursion) else None
+    tokens, width = highway_tokens(run, batch), run.model.hidden_size * run.precision.bytes_per_value
+    return tokens * sum(kept.num_states * width + kept.num_weights * BYTES_FP32 for kept in _kept_beside_blocks(run))
 
 
 def _num_shared_states(run: RunConfig) -> int:
     """States on the highway that are inputs of blocks too: h_emb, and the prelude's output where the core starts from it."""
-    return {None: 0, "mesh": 1}.get(_highway_scheme(run), 2)
+    return sum(kept.num_inputs for kept in _kept_beside_blocks(run))
+
+
+def _kept_beside_blocks(run: RunConfig) -> list[Kept]:
+    """What the scheme keeps of a micro-batch and blocks of the same process do not."""
+    if run.recursion.layout is None:
+        return []
+    return [kept for kept in describe(run.recursion).kept() if not kept.in_blocks]
+
+
+def highway_tokens(run: RunConfig, batch: ResolvedBatch) -> int:
+    """Tokens of a micro-batch whose states one tensor rank keeps on the highway."""
+    if run.recursion.layout is not None and describe(run.recursion).divides_tokens:
+        return micro_batch_tokens(run, batch) // run.parallel.model_parallel_size
+    return state_tokens(run, batch)
 
 
 def loss_bytes(run: RunConfig, batch: ResolvedBatch, padded_vocab_size: int) -> tuple[int, int]:

@@ -20,20 +20,17 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 from megamesh.config.batch import ResolvedBatch
-from megamesh.config.keys import RecursionConfig
-from megamesh.config.recursion import parse_scheme
 from megamesh.config.sections import RunConfig
-from megamesh.config.tensor_parallel import has_highway
-from megamesh.model.counts import NUM_MIXED_STATES
+from megamesh.model.recursion.scheme import Kept, describe
 from megamesh.pipeline.in_flight import Change, fullest_moment
 from megamesh.pipeline.order import Action, Kind, training_order
 from megamesh.pipeline.stages import Partition, Stage
 from megamesh.planning.memory import (
     BYTES_FP32,
     block_elements,
+    highway_tokens,
     loss_bytes,
     micro_batch_tokens,
     parameter_bytes,
@@ -102,8 +99,7 @@ class _StageBytes:
         if stage.pass_index == 0 and stage.boundary is not None and size > 1 and not split:
             activations += state * (partition.stages[stage.index - 1].sends_embeddings)  # received whole, kept in part
         kept_loss, logits = loss_bytes(run, batch, padded_vocab_size) if stage.has_head else (0, 0)
-        own = tokens // size if has_highway(run.recursion) or split else tokens
-        highway = _highway_changes(run, stage, own)
+        highway = _highway_changes(run, stage, highway_tokens(run, batch))
         inputs = partition.stages[stage.index - 1].num_outputs * state if stage.index else 0
         outputs = stage.num_outputs * state
         self._changes: dict[Kind, Change] = {
@@ -155,52 +151,20 @@ def _activation_bytes(run: RunConfig, stage: Stage, state: int, per_part: int) -
 def _highway_changes(run: RunConfig, stage: Stage, tokens: int) -> Counter[tuple[Kind, bool]]:
     """Bytes of the highway that a stage's forward and backward take (True) and free (False), of so many tokens."""
     changes = Counter[tuple[Kind, bool]]()
-    for states in _highway_states(run.recursion) if stage.boundary is not None else ():
-        values = states.num_states * run.model.hidden_size * run.precision.bytes_per_value
-        for event in states.events(stage.pass_index):
-            changes[event] += tokens * (values + states.num_weights * BYTES_FP32)
+    for kept in describe(run.recursion).kept() if stage.boundary is not None else ():
+        values = kept.num_states * run.model.hidden_size * run.precision.bytes_per_value
+        for event in _events(kept, stage.pass_index):
+            changes[event] += tokens * (values + kept.num_weights * BYTES_FP32)
     return changes
 
 
-class _States(NamedTuple):
-    """States of one micro-batch on the highway that live equally long, by the passes that keep and read them."""
-
-    kept_in: int
-    first_read: int
-    last_read: int
-    num_states: int
-    num_weights: int = 0  # fp32 values per token
-
-    def events(self, pass_index: int) -> Iterator[tuple[Kind, bool]]:
-        """The actions of a pass that take (True) or free (False) as much as these states, or their gradients."""
-        if pass_index == self.kept_in:
-            yield "forward", True
-        if pass_index == self.first_read:
-            yield "backward", False
-        if self.last_read > self.kept_in and pass_index == self.last_read:
-            yield "backward", True
-        if self.last_read > self.kept_in and pass_index == self.kept_in:
-            yield "backward", False
-
-
-def _highway_states(recursion: RecursionConfig) -> Iterator[_States]:
-    """What pipeline/highway.py keeps. Pass 0 ends in `enter`, pass t + 1 in `advance(t)`."""
-    layout = recursion.layout
-    if layout is None:
-        return
-    terms, loops = parse_scheme(recursion.recursion_scheme), layout.num_loops
-    if terms == ("mesh",):
-        for kept_in in range(
-            loops + 1
-        ):  # h_emb and the prelude's output, then each loop's; write weights, read weights
-            yield _States(kept_in, kept_in, loops, 1 + (kept_in == 0), recursion.num_slots)
-            yield _States(kept_in, kept_in, kept_in, 0, recursion.num_slots)
-        yield from (_States(t, t + 1, t + 1, 1) for t in range(loops))  # h(t), which loop t's routers read
-    elif terms in (("static",), ("dynamic",)):
-        yield _States(0, 1, loops, 2)  # h_emb and h(0)
-        num_weights = NUM_MIXED_STATES if terms == ("dynamic",) else 0
-        yield from (_States(t + 1, t + 1, t + 1, 1, num_weights) for t in range(loops))
-        yield from (_States(t, t + 1, t + 1, 1) for t in range(1, loops))
-    else:
-        yield _States(0, 1, loops, len({"anchor", "anchor*"}.intersection(terms)))
-        yield from (_States(t, t + 1, t + 1, 1) for t in range("anchor" in terms, loops) if "residual" in terms)
+def _events(kept: Kept, pass_index: int) -> Iterator[tuple[Kind, bool]]:
+    """The actions of a pass that take (True) or free (False) as much as these states, or their gradients: what pipeline/highway.py does."""
+    if pass_index == kept.kept_in:
+        yield "forward", True
+    if pass_index == kept.first_read:
+        yield "backward", False
+    if kept.last_read > kept.kept_in and pass_index == kept.last_read:
+        yield "backward", True
+    if kept.last_read > kept.kept_in and pass_index == kept.kept_in:
+        yield "backward", False

@@ -12,12 +12,12 @@ the rank of the first loop boundary.
 from dataclasses import dataclass, replace
 
 from megamesh.config.keys import RecursionConfig
-from megamesh.config.recursion import RecursionLayout, parse_scheme
+from megamesh.config.recursion import RecursionLayout
 from megamesh.config.sections import RunConfig
-from megamesh.config.tensor_parallel import has_highway
 from megamesh.errors import ConfigError
+from megamesh.model.recursion.scheme import describe
 from megamesh.pipeline.stages import Partition
-from megamesh.planning.memory import BYTES_FP32, micro_batch_tokens, parameters_per_rank, state_tokens
+from megamesh.planning.memory import BYTES_FP32, highway_tokens, parameters_per_rank
 from megamesh.planning.step import Placement, Step
 
 MAX_PASSES = 4
@@ -122,9 +122,7 @@ def _block_name(layout: RecursionLayout, layer: int) -> str:
 def _highway_bytes(step: Step, layout: RecursionLayout, partition: Partition) -> int:
     """States and routing weights that travel beside h, forward and back, over all wires of a step."""
     run = step.run
-    tokens = state_tokens(run, step.batch)
-    if has_highway(run.recursion):
-        tokens = micro_batch_tokens(run, step.batch) // run.parallel.model_parallel_size
+    tokens = highway_tokens(run, step.batch)
     total = 0
     for stage in partition.stages[:-1]:
         num_states, num_weights = _beside(run, layout, stage.first_layer + stage.num_blocks)
@@ -135,20 +133,10 @@ def _highway_bytes(step: Step, layout: RecursionLayout, partition: Partition) ->
 
 def _beside(run: RunConfig, layout: RecursionLayout, depth: int) -> tuple[int, int]:
     """What must be known after `depth` layers beside h: whole states, and routing weights per token."""
-    terms = parse_scheme(run.recursion.recursion_scheme)
-    loop, into = divmod(depth - layout.num_prelude, layout.num_core)
+    scheme, (loop, into) = describe(run.recursion), divmod(depth - layout.num_prelude, layout.num_core)
     if depth < layout.num_prelude:
-        return int(terms[0] in ("mesh", "static", "dynamic") or "anchor*" in terms), 0
-    if loop >= layout.num_loops:
-        return 0, 0
-    h = int(into > 0)  # h(t) beside the state inside loop t; at its start they are the same
-    if terms == ("mesh",):
-        return loop + 2 + h, (loop + 1) * run.recursion.num_slots
-    first = int(loop > 0 or into > 0)  # h(0) beside the state, where they are not the same
-    if terms == ("static",):
-        return 1 + first, 0
-    if terms == ("dynamic",):
-        return 1 + first + (h if loop else 0), 0
-    anchor, residual = "anchor" in terms, "residual" in terms
-    residual_states = h if residual and not (anchor and loop == 0) else 0
-    return ("anchor*" in terms) + (first if anchor else 0) + residual_states, 0
+        return int(scheme.reads_embeddings), 0
+    # Inside pass loop + 1. At its start h(loop) is the state that travels anyway.
+    needed = [kept for kept in scheme.kept() if kept.kept_in <= loop < kept.last_read]
+    travelling = sum(kept.num_current for kept in needed if kept.kept_in == loop) if into == 0 else 0
+    return sum(kept.num_states for kept in needed) - travelling, sum(kept.num_weights for kept in needed)

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 
 from megamesh.config.batch import ResolvedBatch
 from megamesh.config.deepspeed import effective_zero_stage
-from megamesh.config.recursion import parse_scheme
 from megamesh.config.sections import RunConfig
-from megamesh.config.tensor_parallel import has_highway
+from megamesh.model.recursion.scheme import Moves, describe
 from megamesh.planning.memory import BYTES_FP32, micro_batch_tokens
 
 
@@ -70,7 +69,8 @@ def tensor_traffic(run: RunConfig, batch: ResolvedBatch) -> TensorTraffic:
     enter, advance = _boundary_moves(run)
     return TensorTraffic(
         moves(2 * sums, sums), moves(4, 2), moves(2, 1), none, loss, moves(2, 1),
-        moves(enter[0]), moves(enter[1], min(enter[1], 1)), moves(advance[0]), moves(advance[1]),
+        moves(enter.num_joined), moves(enter.num_split, min(enter.num_split, 1)),
+        moves(advance.num_joined), moves(advance.num_split, min(advance.num_split, 1)),
     )  # fmt: skip
 
 
@@ -78,12 +78,9 @@ def _num_chunks(run: RunConfig, tokens: int) -> int:
     return -(-tokens // run.training.loss_chunk_tokens)
 
 
-def _boundary_moves(run: RunConfig) -> tuple[tuple[int, int], tuple[int, int]]:
-    """States gathered forward and backward by `enter` and by each `advance`, where tensor ranks hold the same states."""
-    if not has_highway(run.recursion):
-        return (0, 0), (0, 0)
-    mesh = parse_scheme(run.recursion.recursion_scheme) == ("mesh",)
-    return (1 if mesh else 0, 2), (1, 1)
+def _boundary_moves(run: RunConfig) -> tuple[Moves, Moves]:
+    """States that `enter` and each `advance` gather forward (joined) and backward (split), where tensor ranks hold the same states."""
+    return describe(run.recursion).moves() if run.recursion.layout else (Moves(), Moves())
 
 
 def data_bytes(run: RunConfig, batch: ResolvedBatch, num_parameters: int) -> float:

@@ -20,6 +20,7 @@ from megamesh.checkpoint.meta import CheckpointMeta, RunState
 from megamesh.checkpoint.reader import read_meta
 from megamesh.config.batch import ResolvedBatch, resolve_batch
 from megamesh.config.keys import BatchConfig, CheckpointConfig, OptimizerConfig
+from megamesh.config.schemes import keys_of_start
 from megamesh.config.sections import SECTIONS, RunConfig
 from megamesh.engine.engine import TrainingEngine
 from megamesh.errors import CheckpointError
@@ -45,10 +46,10 @@ ORDER_KEYS = {
 """Keys that decide which samples follow the consumed ones, beside the batch size and the length of the run."""
 FREE_KEYS = {
     "seq_length", "attention_config", "attention_dropout", "hidden_dropout",
-    "init_method", "output_layer_init_method", "init_method_std", "mesh_router_init", "mesh_router_slot_bias",
-    "vocab_size", "make_vocab_size_divisible_by", "num_kv_heads", "intermediate_size", "mlp_multiple_of", "mesh_num_slots",
+    "init_method", "output_layer_init_method", "init_method_std",
+    "vocab_size", "make_vocab_size_divisible_by", "num_kv_heads", "intermediate_size", "mlp_multiple_of",
 }  # fmt: skip
-"""Keys of model and recursion that trained weights do not depend on, or whose resolved value shows in the weights' shapes."""
+"""Keys of the model that trained weights do not depend on, or whose resolved value shows in the weights' shapes; beside the schemes'."""
 
 
 @dataclass(frozen=True)
@@ -124,11 +125,12 @@ def choose_checkpoint(config: CheckpointConfig) -> tuple[Path | None, bool]:
 def check_architecture(saved: dict[str, Any], config: RunConfig, path: Path) -> None:
     """Raise CheckpointError where the weights belong to another model, also one whose parameters have the same shapes."""
     now = config.model_dump(mode="json")
+    free = FREE_KEYS | keys_of_start()
     changed = [
         f"{key} was {saved[section].get(key)}, is {value}"
         for section in ("model", "recursion")
         for key, value in now[section].items()
-        if key not in FREE_KEYS and saved[section].get(key) != value
+        if key not in free and saved[section].get(key) != value
     ]
     if changed:
         raise CheckpointError(

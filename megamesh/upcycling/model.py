@@ -1,7 +1,7 @@
 """A recursive model from a checkpoint of a plain one, as the checkpoint that a new run starts with.
 
     source checkpoint ──its layers, one tensor at a time──▶ mean of those behind each block ─┐
-    recursion, scheme ──▶ Seeds (model/recursion/upcycle.py), router starts (plain_start.py) ─┴▶ output/global_step0, weights only
+    recursion, scheme ──▶ Seeds (seeds.py), routers near plain recursion (model/init.py) ─────┴▶ output/global_step0, weights only
     source's configuration, other layers ──▶ upcycled.yml ──load_text──▶ the configuration inside, checked
 
 Contract: embeddings, norms, head and every block that stands for one layer are the source's bit for bit; means are taken in float64 and
@@ -21,23 +21,19 @@ from megamesh.checkpoint.folder import find_latest
 from megamesh.checkpoint.inference import OpenCheckpoint, load_model
 from megamesh.checkpoint.reader import read_weights
 from megamesh.checkpoint.weights import save_weights
-from megamesh.config.keys import RecursionConfig
 from megamesh.config.load import LoadedConfig, load_text
-from megamesh.config.recursion import parse_recursion, parse_scheme
+from megamesh.config.recursion import parse_recursion
+from megamesh.config.schemes import PLAIN, scheme_class
 from megamesh.config.sections import SECTIONS, RunConfig
 from megamesh.config.yaml_files import yaml_text
 from megamesh.errors import CheckpointError, ConfigError
 from megamesh.evaluation.text_loss import TextLoss, text_loss
 from megamesh.model.counts import ParameterCounts, count_parameters, parameter_shapes
-from megamesh.model.recursion.plain_start import bias_for, plain_start
+from megamesh.model.init import plain_value
 from megamesh.upcycling.seeds import Seeds, choose_seeds
 
 log = logging.getLogger(__name__)
 CONFIG_NAME = "upcycled.yml"
-CLOSE = 0.05
-"""How far MeSH's first reads may be from plain recursion, as a share of the largest state, where no bias is given."""
-LARGEST_BIAS = 50.0
-"""With it the other slots weigh nothing beside 1 in any number format, and no gradient reaches a router."""
 LEFT_OUT = {
     "attention_config",  # of the source's number of layers; null means the same for any
     "save", "load", "finetune", "no_load_optim", "no_load_rng", "override_lr_scheduler", "extra_save_iters", "tensorboard_dir",
@@ -78,8 +74,8 @@ def plan_upcycling(
 ) -> Upcycling:
     """Check all that can be wrong. `recursion` holds the recursion's keys, `tokenizer` those of a tokenizer that has moved.
 
-    Without mesh_router_slot_bias MeSH's first reads are within CLOSE of plain recursion. Raises ConfigError, and CheckpointError
-    for an output that holds a checkpoint.
+    What is not said of the scheme, it chooses so as to start near plain recursion. Raises ConfigError, and CheckpointError for an output
+    that holds a checkpoint.
     """
     if source.run.recursion.recursion is not None:
         raise ConfigError(
@@ -116,10 +112,10 @@ def losses(
         return [("source", _loss(opened, windows, device))]
     name = f"{recursion.recursion} {recursion.recursion_scheme}"
     found = [(name, _loss(opened, windows, device))]
-    if recursion.recursion_scheme != "base":
-        plain = recursion.model_copy(update={"recursion_scheme": "base"})
+    if recursion.recursion_scheme != PLAIN:
+        plain = recursion.model_copy(update={"recursion_scheme": PLAIN, "recursion_scheme_params": None})
         as_base = replace(opened, run=opened.run.model_copy(update={"recursion": plain}))
-        found.append((f"{recursion.recursion} base, the same weights", _loss(as_base, windows, device)))
+        found.append((f"{recursion.recursion} {PLAIN}, the same weights", _loss(as_base, windows, device)))
     return found
 
 
@@ -133,8 +129,9 @@ def _reader(plan: Upcycling, shapes: Mapping[str, tuple[int, ...]]) -> Callable[
     tensors = read_weights(plan.source.path, needed)
 
     def read(name: str) -> Tensor:
-        count = len(plan.seeds.source_names(name))
-        return mean_of(tensors, count) if count else plain_start(name, shapes[name], plan.run.recursion)
+        if count := len(plan.seeds.source_names(name)):
+            return mean_of(tensors, count)
+        return plain_value(name, shapes[name], plan.run.model, plan.run.recursion, plan.run.training.seed)
 
     return read
 
@@ -153,28 +150,10 @@ def mean_of(tensors: Iterator[tuple[str, Tensor]], count: int) -> Tensor:
 
 
 def _recursion_keys(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The recursion's keys that were given, and for mesh the routers' start."""
+    """The recursion's keys that were given, and what the scheme adds to start near plain recursion."""
     keys = {key: value for key, value in given.items() if value is not None}
-    mesh_keys = [key for key in keys if key.startswith("mesh_")]
-    if parse_scheme(keys["recursion_scheme"]) != ("mesh",):
-        if mesh_keys:
-            raise ConfigError(
-                f"{mesh_keys[0]} has no effect with recursion_scheme={keys['recursion_scheme']}; leave it out"
-            )
-        return keys
-    recursion = RecursionConfig(recursion=keys["recursion"], mesh_num_slots=keys.get("mesh_num_slots"))
-    layout = recursion.layout
-    assert layout is not None, "a recursion is given"
-    bias = keys.get("mesh_router_slot_bias", 0.0)
-    if not 0 <= bias <= LARGEST_BIAS:  # nor where it is not a number
-        raise ConfigError(
-            f"--mesh-router-slot-bias={bias:g} is not a number from 0 to {LARGEST_BIAS:g}; leave it out for the usual one"
-        )
-    keys.setdefault("mesh_router_slot_bias", bias_for(layout.num_loops, recursion.num_slots, CLOSE))
-    has_own_slots = recursion.num_slots >= layout.num_loops + 2
-    return keys | (
-        {"mesh_router_init": "slot"} if has_own_slots else {}
-    )  # a fresh run could not start as this one does
+    chosen: dict[str, Any] = scheme_class(keys["recursion_scheme"]).upcycled_keys(keys)
+    return chosen
 
 
 def _run_keys(run: RunConfig) -> dict[str, Any]:

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-from megamesh.config.recursion import parse_scheme
 from megamesh.evaluation.perplexity import perplexity
 from megamesh.evaluation.text_loss import TextLoss
-from megamesh.model.recursion.plain_start import deviation, unchosen_weight
+from megamesh.model.recursion.scheme import describe
 from megamesh.tables import aligned
 from megamesh.upcycling.model import Upcycling
 from megamesh.upcycling.seeds import Seeds
@@ -43,21 +42,7 @@ def describe_sizes(plan: Upcycling) -> str:
 
 def describe_start(plan: Upcycling) -> str:
     """How close the scheme's first forward pass is to plain recursion."""
-    recursion = plan.run.recursion
-    terms, layout = parse_scheme(recursion.recursion_scheme), plan.seeds.layout
-    if terms == ("mesh",):
-        bias, num_slots = recursion.mesh_router_slot_bias, recursion.num_slots
-        share, weight = deviation(layout.num_loops, num_slots, bias), unchosen_weight(num_slots, bias)
-        crowded = " (fewer slots than states: later reads add older states)"
-        return (
-            f"mesh starts with slot bias {bias:g}: reads are within {share:.2g} of plain recursion, as a share of the largest state"
-            f"{crowded if num_slots < layout.num_loops + 2 else ''}; other slots have the weight {weight:.2g}"
-        )
-    if terms in (("base",), ("static",), ("dynamic",)):
-        return f"{recursion.recursion_scheme} starts as plain recursion, exactly"
-    return (
-        f"{recursion.recursion_scheme} adds states that the source does not add: its loss starts far from the source's"
-    )
+    return describe(plan.run.recursion).upcycled_words
 
 
 def describe_losses(losses: Sequence[tuple[str, TextLoss]]) -> str:

@@ -26,7 +26,7 @@ SUGGESTS = {
     "positions_cover_sequence",
     "mlp_width_is_said_once",
     "recursion_adds_up",
-    "slot_init_has_its_slots",
+    "scheme_is_configured",
     "partition_places_every_layer",
     "heads_divide_over_ranks",
     "mlp_divides_over_ranks",

@@ -2,7 +2,8 @@
 
 import pytest
 
-from megamesh.config.recursion import RecursionLayout, parse_recursion, parse_scheme
+from megamesh.config.recursion import RecursionLayout, parse_recursion
+from megamesh.config.schemes import parse_scheme
 from megamesh.errors import ConfigError
 
 

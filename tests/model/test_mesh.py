@@ -6,7 +6,7 @@ from torch import nn
 
 from megamesh.config.keys import RecursionConfig
 from megamesh.model.recursion.highway import Highway
-from megamesh.model.recursion.schemes import MeshScheme, build_routers, build_scheme
+from megamesh.model.recursion.scheme import Scheme, build_routers, build_scheme
 from tests.model.slot_oracle import run_mesh
 
 B, S, D = 2, 3, 5
@@ -16,7 +16,7 @@ def _recursion(loops: int, slots: int, transition: str = "h_emb") -> RecursionCo
     return RecursionConfig(recursion=f"1+1R{loops}+1", mesh_num_slots=slots, mesh_transition_input=transition)
 
 
-def _unrolled(scheme: MeshScheme, h_emb, h_pre, core, loops: int) -> list[torch.Tensor]:
+def _unrolled(scheme: Scheme, h_emb, h_pre, core, loops: int) -> list[torch.Tensor]:
     highway = Highway()
     reads = [scheme.enter(highway, h_emb, h_pre)]
     for t in range(loops):
@@ -30,7 +30,7 @@ def test_unrolled_form_equals_the_slot_form(loops: int, slots: int, transition: 
     torch.manual_seed(loops * 10 + slots)
     recursion = _recursion(loops, slots, transition)
     assert recursion.layout is not None
-    routers = build_routers(recursion, recursion.layout, D).double()
+    routers = build_routers(recursion, D).double()
     core = nn.Sequential(nn.Linear(D, D), nn.Tanh()).double()
     inputs = [torch.randn(B, S, D, dtype=torch.float64, requires_grad=True) for _ in range(2)]
     cotangents = [torch.randn(B, S, D, dtype=torch.float64) for _ in range(loops + 1)]
@@ -51,7 +51,7 @@ def test_router_weights_are_fp32_in_a_bf16_model() -> None:
     torch.manual_seed(0)
     recursion = _recursion(2, 5)
     assert recursion.layout is not None
-    routers = build_routers(recursion, recursion.layout, 64).bfloat16()
+    routers = build_routers(recursion, 64).bfloat16()
     h = torch.randn(2, 4, 64, dtype=torch.bfloat16)
     write, read = routers[0](h)
     assert write.dtype == read.dtype == torch.float32
@@ -63,7 +63,7 @@ def test_router_weights_are_fp32_in_a_bf16_model() -> None:
 def test_mixing_scalars_are_fp32_in_a_bf16_model(scheme: str) -> None:
     recursion = RecursionConfig(recursion="1+1R2+1", recursion_scheme=scheme)
     assert recursion.layout is not None
-    mixer = build_routers(recursion, recursion.layout, 64).bfloat16()[0]
+    mixer = build_routers(recursion, 64).bfloat16()[0]
     nn.init.normal_(mixer.weight)
     h = torch.randn(2, 4, 64, dtype=torch.bfloat16)
     exact = mixer.weight if scheme == "static" else h.double() @ mixer.weight.double().T + mixer.bias.double()
@@ -77,7 +77,7 @@ def test_slot_init_approaches_plain_recursion() -> None:
     loops, beta = 3, 60.0
     recursion = _recursion(loops, loops + 2)
     assert recursion.layout is not None
-    routers = build_routers(recursion, recursion.layout, D).double()
+    routers = build_routers(recursion, D).double()
     for step, router in enumerate(routers):
         for linear in (router.write, router.read):
             nn.init.zeros_(linear.weight)

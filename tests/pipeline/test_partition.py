@@ -14,7 +14,7 @@ from megamesh.errors import ConfigError
 from megamesh.model.build import empty_model
 from megamesh.model.counts import parameter_shapes
 from megamesh.model.recursion.highway import Highway
-from megamesh.model.recursion.schemes import build_routers, build_scheme
+from megamesh.model.recursion.scheme import build_routers, build_scheme
 from megamesh.pipeline.partition import build_partition, forward_costs
 from megamesh.pipeline.simulator import simulate_step
 from megamesh.pipeline.stages import ENTER, Costs, Partition
@@ -260,7 +260,7 @@ def test_embeddings_are_carried_to_schemes_that_read_them(scheme: str) -> None:
     """What is not a number in h_emb is found in the core's inputs, or is never looked at."""
     model, recur = configs("1+1R1+1", scheme)
     assert recur.layout is not None
-    routers = build_routers(recur, recur.layout, model.hidden_size)
+    routers = build_routers(recur, model.hidden_size)
     for parameter in routers.parameters():
         torch.nn.init.constant_(parameter, 0.1)
     states, highway = torch.ones(3, model.hidden_size), Highway()

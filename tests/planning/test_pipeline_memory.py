@@ -10,7 +10,7 @@ from megamesh.config.load import load_config
 from megamesh.config.sections import RunConfig
 from megamesh.model.build import empty_model
 from megamesh.model.counts import count_parameters
-from megamesh.model.recursion.schemes import build_routers, build_scheme
+from megamesh.model.recursion.scheme import build_routers, build_scheme
 from megamesh.parallel.tensor import SINGLE, TensorParallel
 from megamesh.pipeline.highway import RingHighway
 from megamesh.pipeline.partition import build_partition
@@ -77,7 +77,7 @@ def kept_by_the_real_highway(run: RunConfig) -> int:
     tokens, hidden = batch_of(run).micro_batch_size * run.model.sequence_length, run.model.hidden_size
     layout = run.recursion.layout
     assert layout is not None
-    routers = build_routers(run.recursion, layout, hidden)
+    routers = build_routers(run.recursion, hidden)
     scheme, highway = build_scheme(run.recursion, routers), RingHighway(SINGLE)
     weights = {parameter.untyped_storage().data_ptr() for parameter in routers.parameters()}
     saved: dict[int, torch.UntypedStorage] = {}

@@ -8,10 +8,15 @@ import torch
 from megamesh.config.keys import ModelConfig, RecursionConfig
 from megamesh.config.recursion import parse_recursion
 from megamesh.errors import ConfigError
-from megamesh.model.init import initial_value
+from megamesh.model.init import initial_value, plain_value
 from megamesh.model.recursion.highway import Highway
-from megamesh.model.recursion.plain_start import bias_for, deviation, plain_start, read_coefficients, unchosen_weight
-from megamesh.model.recursion.schemes import build_routers, build_scheme
+from megamesh.model.recursion.scheme import build_routers, build_scheme
+from megamesh.model.recursion.schemes.mesh_start import (
+    bias_for,
+    deviation,
+    read_coefficients,
+    unchosen_weight,
+)
 from megamesh.upcycling.seeds import CORE_RULES, Seeds, average, choose_seeds, lower, stepwise, upper
 
 MODEL = ModelConfig(num_layers=4, hidden_size=32, num_attention_heads=4, max_position_embeddings=16)
@@ -103,9 +108,9 @@ def recursion_of(loops: int, slots: int, bias: float, scheme: str = "mesh") -> R
 
 def started(recursion: RecursionConfig, hidden_size: int):
     """The scheme with routers as an upcycled model has them, in float64."""
-    routers = build_routers(recursion, recursion.layout, hidden_size).double()
+    routers = build_routers(recursion, hidden_size).double()
     for name, parameter in routers.named_parameters():
-        parameter.data = plain_start(f"routers.{name}", tuple(parameter.shape), recursion).double()
+        parameter.data = plain_value(f"routers.{name}", tuple(parameter.shape), MODEL, recursion, 1).double()
     return build_scheme(recursion, routers)
 
 
@@ -144,7 +149,8 @@ def test_mesh_starts_as_the_configuration_says(step: int, parameter: str) -> Non
     """What is recorded, mesh_router_init slot and its bias, is what was done."""
     name, recursion = f"routers.{step}.{parameter}", recursion_of(2, 5, bias=7.2)
     shape = (5, 32) if parameter.endswith("weight") else (5,)
-    assert torch.equal(plain_start(name, shape, recursion), initial_value(name, shape, MODEL, recursion, 1))
+    plain = plain_value(name, shape, MODEL, recursion, 1)
+    assert torch.equal(plain, initial_value(name, shape, MODEL, recursion, 1))
 
 
 def test_static_and_dynamic_start_as_plain_recursion_exactly() -> None:

@@ -13,11 +13,12 @@ from megamesh.config.load import load_config
 from megamesh.data.samples.build import build_datasets
 from megamesh.data.samples.loader import iterate_batches
 from megamesh.errors import CheckpointError, ConfigError
-from megamesh.model.recursion.plain_start import deviation
+from megamesh.model.recursion.schemes.mesh import CLOSE
+from megamesh.model.recursion.schemes.mesh_start import deviation
 from megamesh.model.transformer import Transformer
 from megamesh.training.hooks.signals import SIGNALS, SignalHook
 from megamesh.training.run import train
-from megamesh.upcycling.model import CLOSE, CONFIG_NAME, plan_upcycling, write_upcycled
+from megamesh.upcycling.model import CONFIG_NAME, plan_upcycling, write_upcycled
 from tests.distributed import run
 from tests.generation.checkpoints import write_checkpoint
 from tests.hf.small_models import PLAIN, build, llama_config, model_config, tokenizer_file, tokens

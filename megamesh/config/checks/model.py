@@ -4,19 +4,14 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from megamesh.config.keys import ModelConfig
-from megamesh.config.recursion import parse_recursion, parse_scheme
+from megamesh.config.keys import ModelConfig, RecursionConfig
+from megamesh.config.recursion import parse_recursion
 from megamesh.config.rule import Given, Rule, divisors, either, rule
+from megamesh.config.schemes import describe, parse_scheme
 from megamesh.errors import ConfigError
 
 DENSE_ATTENTION = ("flash", "global")
-NEEDS_RECURSION = (
-    "recursion_scheme",
-    "mesh_num_slots",
-    "mesh_router_init",
-    "mesh_transition_input",
-    "mesh_router_slot_bias",
-)
+NEEDS_RECURSION = tuple(key for key in RecursionConfig.model_fields if key != "recursion")
 
 
 @rule("hidden_size", "num_attention_heads")
@@ -150,20 +145,23 @@ def scheme_needs_recursion(given: Given) -> Iterator[str]:
             yield f"{given.show(key)} has no effect without recursion; add recursion, such as 4+8R2+4, or remove it"
 
 
-@rule("recursion", "recursion_scheme", "mesh_num_slots", "mesh_router_init")
-def slot_init_has_its_slots(given: Given) -> Iterator[str]:
+@rule("recursion", *NEEDS_RECURSION)
+def scheme_is_configured(given: Given) -> Iterator[str]:
+    """What the scheme itself says of its keys."""
     recursion = given.run.recursion
-    if recursion.recursion is None or recursion.mesh_router_init != "slot":
+    if recursion.recursion is None:
         return
     try:
-        layout, terms = parse_recursion(recursion.recursion), parse_scheme(recursion.recursion_scheme)
+        parse_recursion(recursion.recursion)
+        parse_scheme(recursion.recursion_scheme)
     except ConfigError:
         return
-    if terms == ("mesh",) and recursion.mesh_num_slots is not None and recursion.mesh_num_slots < layout.num_loops + 2:
-        yield (
-            f"{given.show('mesh_num_slots')} is too few for mesh_router_init=slot, which gives each of the loops + 2 states a slot "
-            f"of its own; use at least {layout.num_loops + 2}, or mesh_router_init: normal"
-        )
+    try:
+        yield from describe(recursion).problems(given.show)
+    except ConfigError as error:
+        for problem in error.problems:
+            key = problem.partition("=")[0].partition(":")[0]
+            yield f"{given.places.get(key, 'default')}: {problem}"
 
 
 MODEL_RULES: tuple[Rule, ...] = (
@@ -177,5 +175,5 @@ MODEL_RULES: tuple[Rule, ...] = (
     recursion_adds_up,
     scheme_exists,
     scheme_needs_recursion,
-    slot_init_has_its_slots,
+    scheme_is_configured,
 )

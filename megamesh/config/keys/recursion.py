@@ -1,6 +1,6 @@
 """Keys of recursion: which layers recur, and what carries state from loop to loop."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -20,7 +20,12 @@ class RecursionConfig(Section):
     )
     recursion_scheme: str = Field(
         "mesh",
-        description="base, residual, anchor, anchor* (or a sum such as residual+anchor), static, dynamic, mesh. Needs recursion.",
+        description="base, residual, anchor, anchor* (or a sum such as residual+anchor), static, dynamic, mesh, "
+        "or a class of your own as my_package.my_module:MyScheme. Needs recursion.",
+    )
+    recursion_scheme_params: dict[str, Any] | None = Field(
+        None,
+        description="Settings of a scheme of your own, as its class declares them. The built-in schemes have none.",
     )
     mesh_num_slots: int | None = Field(None, ge=1, description="State-buffer slots N. Default: loops + 3.")
     mesh_transition_input: TransitionInput = Field(

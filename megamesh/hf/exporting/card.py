@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 
 from megamesh.config.keys import ModelConfig, RecursionConfig
-from megamesh.config.recursion import parse_scheme
 from megamesh.hf.names import Architecture
 from megamesh.model.counts import count_parameters
+from megamesh.model.recursion.scheme import describe
 
 _CARD = """---
 library_name: transformers
@@ -43,8 +43,7 @@ samples from the logits itself should do the same.
 
 _RECURSION = """
 The core layers run {loops} times in a forward pass, so keys and values are cached for {depth} layers, the compute depth
-(`num_hidden_layers`). Recursion scheme: `{scheme}`{slots}, as in "MeSH: Memory-as-State-Highways for Recursive Transformers"
-(arXiv 2510.07739). The code beside the weights is written for transformers 5.23 and needs nothing else.
+(`num_hidden_layers`). Recursion scheme: {scheme}. The code beside the weights is written for transformers 5.23 and needs nothing else.
 """
 
 _TRAINING = """
@@ -100,10 +99,4 @@ def _about_recursion(model: ModelConfig, recursion: RecursionConfig) -> str:
     layout = recursion.layout
     if layout is None:
         return ""
-    mesh = parse_scheme(recursion.recursion_scheme) == ("mesh",)
-    return _RECURSION.format(
-        loops=layout.num_loops,
-        depth=model.num_layers,
-        scheme=recursion.recursion_scheme,
-        slots=f" with {recursion.num_slots} slots" if mesh else "",
-    )
+    return _RECURSION.format(loops=layout.num_loops, depth=model.num_layers, scheme=describe(recursion).card_words)

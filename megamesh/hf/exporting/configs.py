@@ -11,9 +11,11 @@ from typing import Any
 from transformers import GPTNeoXConfig, LlamaConfig, PreTrainedConfig
 
 from megamesh.config.keys import ModelConfig, RecursionConfig
-from megamesh.config.recursion import RecursionLayout, parse_scheme
+from megamesh.config.recursion import RecursionLayout
+from megamesh.config.schemes import PLAIN
 from megamesh.hf.names import Architecture
 from megamesh.hf.remote.configuration_megamesh import MegaMeshConfig
+from megamesh.model.recursion.scheme import describe
 
 AUTO_MAP = {
     "AutoConfig": "configuration_megamesh.MegaMeshConfig",
@@ -97,11 +99,10 @@ def _llama_keys(model: ModelConfig) -> dict[str, Any]:
 
 def _remote_keys(model: ModelConfig, recursion: RecursionConfig) -> dict[str, Any]:
     layout = recursion.layout or RecursionLayout(model.num_layers, 0, 0, 0, shared=True)
-    terms = parse_scheme(recursion.recursion_scheme) if layout.num_loops else ("base",)
     residual = "sequential"
     if model.gpt_j_residual:
         residual = "parallel_tied" if model.gpt_j_tied else "parallel"
-    keys = {
+    keys: dict[str, Any] = {
         "num_key_value_heads": model.kv_heads,
         "head_dim": model.head_dim,
         "gated_mlp": model.gated,
@@ -121,13 +122,8 @@ def _remote_keys(model: ModelConfig, recursion: RecursionConfig) -> dict[str, An
         "num_loops": layout.num_loops,
         "num_coda_layers": layout.num_coda,
         "share_core": layout.shared,
-        "recursion_scheme": "+".join(terms),
     }
-    if terms == ("mesh",):
-        keys |= {
-            "mesh_num_slots": recursion.num_slots,
-            "mesh_transition_input": recursion.mesh_transition_input,
-            "mesh_router_init": recursion.mesh_router_init,
-            "mesh_router_slot_bias": recursion.mesh_router_slot_bias,
-        }
-    return keys
+    if not layout.num_loops:
+        return keys | {"recursion_scheme": PLAIN}
+    scheme = describe(recursion)
+    return keys | {"recursion_scheme": "+".join(scheme.terms)} | scheme.exported_keys()

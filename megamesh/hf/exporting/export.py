@@ -23,6 +23,7 @@ from typing import Literal
 import torch
 from transformers import GenerationConfig
 
+from megamesh.config.keys import RecursionConfig
 from megamesh.errors import CheckpointError
 from megamesh.hf import remote
 from megamesh.hf.exporting.bound import Check, choose_check, memory_bound
@@ -34,6 +35,7 @@ from megamesh.hf.exporting.weights import Progress, ShardPlan, ShardWriter, chec
 from megamesh.hf.memory import peak_bytes
 from megamesh.hf.names import Architecture, exact_architecture, export_tensors, names_table, their_shapes
 from megamesh.hf.staging import refuse_existing, staging
+from megamesh.model.recursion.scheme import OUR_REMOTE_CODE, describe
 from megamesh.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -45,7 +47,8 @@ DTYPES: dict[DType, torch.dtype] = {
 }
 CHECKS = {"logits": check_logits, "layers": check_layers}
 REMOTE_FOLDER = Path(remote.__path__[0])
-REMOTE_CODE = tuple(f"{part}_megamesh.py" for part in ("configuration", "blocks", "recursion", "modeling"))
+REMOTE_CODE = tuple(f"{part}_megamesh.py" for part in ("configuration", "blocks", "modeling"))
+RECURSION_CODE = "recursion_megamesh.py"
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ def export_model(
             f"{tokenizer.name} has {tokenizer.vocab_size} token ids, the checkpoint's embedding {source.vocab_size} rows; "
             "name the tokenizer it was trained with"
         )
+    recursion_code(source.recursion)
     peak_before, torch_dtype = peak_bytes(), DTYPES[dtype]
     architecture = exact_architecture(source.model, source.recursion)
     table = names_table(architecture, source.model, source.recursion)
@@ -142,6 +146,7 @@ def _write_small_files(
     if architecture == "megamesh":
         for file in REMOTE_CODE:
             shutil.copyfile(REMOTE_FOLDER / file, folder / file)
+        shutil.copyfile(recursion_code(source.recursion), folder / RECURSION_CODE)
     tokenizer.save_pretrained(folder)
     _complete_tokenizer_config(folder / "tokenizer_config.json", source.model.max_position_embeddings)
     card = model_card(
@@ -156,6 +161,21 @@ def _write_small_files(
         tokenizer_code=any(folder.glob("tokenization_*.py")),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def recursion_code(recursion: RecursionConfig) -> Path:
+    """The file that computes the scheme in an export. CheckpointError where the scheme brings none, or none that is there."""
+    if recursion.layout is None:
+        return OUR_REMOTE_CODE
+    scheme, named = describe(recursion), f"recursion_scheme={recursion.recursion_scheme}"
+    if scheme.remote_code is None:
+        raise CheckpointError(
+            f"{named} brings no remote code, without which transformers cannot compute it: write a file with build_routers and "
+            f"build_recursion, as {OUR_REMOTE_CODE.name} has them, and let the scheme's remote_code name it"
+        )
+    if not scheme.remote_code.is_file():
+        raise CheckpointError(f"{named}: its remote_code, {scheme.remote_code}, is not a file that is there")
+    return scheme.remote_code
 
 
 def _complete_tokenizer_config(path: Path, max_length: int) -> None:

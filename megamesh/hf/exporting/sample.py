@@ -46,9 +46,7 @@ def sample_layers(model: ModelConfig, recursion: RecursionConfig, vocab_size: in
     shallow_recursion, depth = recursion, len(chosen["prelude"])
     if layout is not None:
         shallow = replace(layout, num_prelude=depth, num_core=len(_core(layout)), num_coda=len(chosen["coda"]))
-        shallow_recursion = recursion.model_copy(
-            update={"recursion": str(shallow), "mesh_num_slots": recursion.num_slots}
-        )
+        shallow_recursion = recursion.model_copy(update={"recursion": str(shallow)})
         depth = shallow.compute_depth
     shallow_model = model.model_copy(update={"num_layers": depth})
     rows = _rows(vocab_size)

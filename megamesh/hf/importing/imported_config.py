@@ -14,6 +14,7 @@ from transformers import GPTNeoXConfig, LlamaConfig, PreTrainedConfig
 
 from megamesh.config.keys import ModelConfig, RecursionConfig
 from megamesh.config.recursion import RecursionLayout
+from megamesh.config.schemes import is_own, scheme_class
 from megamesh.errors import ConfigError
 from megamesh.hf.exporting.configs import CLASSES, PLAIN_ACTIVATION
 from megamesh.hf.names import Architecture
@@ -191,12 +192,11 @@ def _remote_recursion(theirs: MegaMeshConfig) -> RecursionConfig:
     layout = RecursionLayout(
         theirs.num_prelude_layers, theirs.num_core_layers, theirs.num_loops, theirs.num_coda_layers, theirs.share_core
     )
+    if is_own(theirs.recursion_scheme):
+        raise ConfigError(
+            f"recursion_scheme={theirs.recursion_scheme!r} is a class of its own, and code of an export is not run here; "
+            "train on from the checkpoint that was exported"
+        )
     keys: dict[str, Any] = {"recursion": str(layout), "recursion_scheme": theirs.recursion_scheme}
-    if theirs.recursion_scheme == "mesh":
-        keys |= {
-            "mesh_num_slots": theirs.mesh_num_slots,
-            "mesh_transition_input": theirs.mesh_transition_input,
-            "mesh_router_init": theirs.mesh_router_init,
-            "mesh_router_slot_bias": theirs.mesh_router_slot_bias,
-        }
+    keys |= {key: getattr(theirs, key) for key in scheme_class(theirs.recursion_scheme).keys}
     return RecursionConfig(**keys)

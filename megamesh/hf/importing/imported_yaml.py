@@ -12,6 +12,7 @@ from typing import Any
 
 from megamesh.config.keys import ModelConfig, RecursionConfig, Section, TokenizerConfig
 from megamesh.config.load import LoadedConfig, load_text
+from megamesh.config.schemes import scheme_class
 from megamesh.config.yaml_files import yaml_text
 from megamesh.errors import ConfigError
 from megamesh.hf.exporting.configs import CLASSES
@@ -89,6 +90,6 @@ def _without_effect(model: ModelConfig) -> set[str]:
 
 
 def _without_scheme(recursion: RecursionConfig) -> set[str]:
-    if recursion.recursion_scheme == "mesh":
-        return set()
-    return {"mesh_num_slots", "mesh_transition_input", "mesh_router_init", "mesh_router_slot_bias"}
+    """Keys that the scheme does not read."""
+    read = {"recursion", "recursion_scheme", "recursion_scheme_params", *scheme_class(recursion.recursion_scheme).keys}
+    return RecursionConfig.model_fields.keys() - read

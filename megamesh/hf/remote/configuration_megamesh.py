@@ -3,6 +3,7 @@
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+SCHEMES = ("base", "static", "dynamic", "mesh")
 SUM_TERMS = ("residual", "anchor", "anchor*")
 
 
@@ -89,9 +90,7 @@ class MegaMeshConfig(PreTrainedConfig):
         for key, allowed in choices.items():
             if getattr(self, key) not in allowed:
                 raise ValueError(f"{key}={getattr(self, key)!r} is not one of {', '.join(allowed)}")
-        if self.recursion_scheme not in ("base", "static", "dynamic", "mesh") and set(self.scheme_terms) - set(
-            SUM_TERMS
-        ):
+        if not self.has_own_scheme and self.recursion_scheme not in SCHEMES and set(self.scheme_terms) - set(SUM_TERMS):
             raise ValueError(f"recursion_scheme={self.recursion_scheme!r} is not a scheme of this model")
         if self.recursion_scheme == "mesh" and self.num_loops and not self.mesh_num_slots:
             raise ValueError("recursion_scheme='mesh' needs mesh_num_slots")
@@ -99,6 +98,14 @@ class MegaMeshConfig(PreTrainedConfig):
             raise ValueError(
                 f"mesh_router_init='slot' needs {self.num_loops + 2} slots, mesh_num_slots={self.mesh_num_slots}"
             )
+
+    @property
+    def has_own_scheme(self) -> bool:
+        """Whether the scheme is a class of its own (module:Class), which the recursion_megamesh.py of this export computes.
+
+        Its settings are a further key, recursion_scheme_params.
+        """
+        return ":" in self.recursion_scheme
 
     @property
     def scheme_terms(self) -> list[str]:

@@ -23,7 +23,7 @@ from transformers.utils import can_return_tuple
 
 from .blocks_megamesh import MegaMeshBlock, build_norm, rotary_angles
 from .configuration_megamesh import MegaMeshConfig
-from .recursion_megamesh import PLAIN_MIX, MegaMeshRouterLinear, MegaMeshStaticMixer, build_recursion, build_routers
+from .recursion_megamesh import build_recursion, build_routers
 
 
 class MegaMeshPreTrainedModel(PreTrainedModel):
@@ -39,15 +39,11 @@ class MegaMeshPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Weights of a model that is not loaded: routers as the config records it, mixers at (1, 0, 0), plain recursion."""
+        """Weights of a model that is not loaded: what the recursion learns, as its modules say."""
         super()._init_weights(module)
-        if isinstance(module, MegaMeshRouterLinear):
-            if module.start_weight is not None:
-                init.constant_(module.weight, module.start_weight)
-            if module.start_bias is not None:
-                init.copy_(module.bias, torch.tensor(module.start_bias, dtype=module.bias.dtype))
-        elif isinstance(module, MegaMeshStaticMixer):
-            init.copy_(module.weight, torch.tensor(PLAIN_MIX, dtype=module.weight.dtype))
+        start_values = getattr(module, "start_values", dict)
+        for name, values in start_values().items():
+            init.copy_(getattr(module, name), values)
 
 
 class MegaMeshModel(MegaMeshPreTrainedModel):

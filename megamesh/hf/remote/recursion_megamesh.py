@@ -2,6 +2,8 @@
 
     h_emb, prelude output ──enter──▶ h(0) ──core──▶ h_m(0) ──advance(0)──▶ h(1) … ──advance(K−1)──▶ h(K)
 
+The rest of the model uses `build_routers` and `build_recursion`. The export of a scheme that is a class of its own has another file here.
+
 Equations are those of "MeSH: Memory-as-State-Highways for Recursive Transformers" (arXiv 2510.07739).
 
 Letters: B batch, S sequence, D hidden size, N slots, K loops.
@@ -35,6 +37,13 @@ class MegaMeshRouterLinear(nn.Linear):
         with torch.autocast(device_type=h_BSD.device.type, enabled=False):
             return F.linear(h_BSD.to(wide), self.weight.to(wide), self.bias.to(wide))
 
+    def start_values(self) -> dict[str, Tensor]:
+        """Values of a model that is not loaded, by parameter; without one, those of an ordinary linear."""
+        values = {} if self.start_weight is None else {"weight": torch.full_like(self.weight, self.start_weight)}
+        if self.start_bias is not None:
+            values["bias"] = torch.tensor(self.start_bias, dtype=self.bias.dtype)
+        return values
+
 
 class MegaMeshRouter(nn.Module):
     """One router set: where a state is written to, and what is read next (MeSH eq. 3)."""
@@ -59,6 +68,9 @@ class MegaMeshStaticMixer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(3))
+
+    def start_values(self) -> dict[str, Tensor]:
+        return {"weight": torch.tensor(PLAIN_MIX, dtype=self.weight.dtype)}
 
     def forward(self, h_BSD: Tensor) -> Tensor:
         return self.weight.to(torch.promote_types(h_BSD.dtype, torch.float32))
@@ -134,6 +146,8 @@ def build_recursion(config: MegaMeshConfig, routers: nn.ModuleList, h_emb_BSD: T
 
 def build_routers(config: MegaMeshConfig) -> nn.ModuleList:
     """The learned modules of the scheme: for mesh one set per loop and one for the transition, for mixers one per loop."""
+    if config.has_own_scheme:
+        raise ValueError(f"recursion_scheme={config.recursion_scheme!r} needs the recursion_megamesh.py of its export")
     if not config.num_loops:
         return nn.ModuleList()
     if config.recursion_scheme == "mesh":

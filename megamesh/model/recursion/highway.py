@@ -28,10 +28,11 @@ class Highway:
         """This rank's tokens of states between blocks, [T, D] each: views of the first `num_views`, which blocks are given, and copies."""
         return self._tp.split(*states, num_views=num_views)
 
-    def join(self, name: str, state: Tensor) -> Tensor:
-        """The state between blocks whose tokens the ranks hold; `name` is this rank's part of it from here on."""
+    def join(self, name: str | None, state: Tensor) -> Tensor:
+        """The state between blocks whose tokens the ranks hold; `name` is this rank's part of it from here on (None: nobody recalls it)."""
         whole, own = self._tp.join(state)
-        self.keep(name, own)
+        if name is not None:
+            self.keep(name, own)
         return whole
 
     def keep(self, name: str, state: Tensor) -> Tensor:

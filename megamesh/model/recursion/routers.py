@@ -1,9 +1,6 @@
-"""The learned parts of the recursion schemes: MeSH's routers, and the mixing weights of `static` and `dynamic`.
+"""Modules that recursion schemes learn with: linears and scalars in fp32, and MeSH's routers.
 
-Parameters are named `routers.{t}.…`: for MeSH t = 0 is the transitional cycle and t + 1 belongs to loop t; for static and
-dynamic t is the loop. They are never shared between steps.
-
-Letters: T tokens of this rank, D hidden size, N slots, 3 mixed states (core output, h(0), h_emb).
+Letters: T tokens of this rank, D hidden size, N slots.
 """
 
 import torch
@@ -32,20 +29,13 @@ class Router(nn.Module):
         return self.write(h_TD).softmax(-1), self.read(h_TD).softmax(-1)
 
 
-class StaticMixer(nn.Module):
-    """Learned scalars a1, a2, a3, the same for every token."""
+class Scalars(nn.Module):
+    """Learned scalars, the same for every token."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_scalars: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(3))
+        self.weight = nn.Parameter(torch.empty(num_scalars))
 
     def forward(self, h_TD: Tensor) -> Tensor:
-        """Coefficients [3] in fp32; the state is not read."""
+        """The scalars in fp32 or wider; of the state only the type is read."""
         return self.weight.to(torch.promote_types(h_TD.dtype, torch.float32))
-
-
-class DynamicMixer(RouterLinear):
-    """Scalars a1, a2, a3 of each token, [T, 3] in fp32, computed from h(t)."""
-
-    def __init__(self, hidden_size: int):
-        super().__init__(hidden_size, 3)

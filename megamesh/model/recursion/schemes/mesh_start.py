@@ -1,7 +1,6 @@
-"""Routers and mixers that make the first forward pass plain recursion, h(0) = f_pre(h_emb), h(t+1) = f_core(h(t)), or nearly so.
+"""How near MeSH starts to plain recursion, h(0) = f_pre(h_emb), h(t+1) = f_core(h(t)).
 
-static, dynamic   (a1, a2, a3) = (1, 0, 0) and zero weights: exactly plain recursion.
-mesh              zero weights; in set t the bias β on slot t+1 of both routers, 0 on the others: `mesh_router_init: slot`.
+The start: zero weights; in router set t the bias β on slot t+1 of both routers, 0 on the others (`mesh_router_init: slot`).
 
 A softmax is never one-hot. With q = 1/(e^β + N − 1) on every slot but the chosen one, whose share is p = 1 − (N−1)·q, the unrolled read
 (MeSH eq. 7) of step t has the coefficients
@@ -20,23 +19,6 @@ anchor* would), then the oldest states: those that are smallest in a residual st
 
 import math
 from operator import mul
-
-import torch
-from torch import Tensor
-
-from megamesh.config.keys import RecursionConfig
-from megamesh.config.recursion import parse_scheme
-
-
-def plain_start(name: str, shape: tuple[int, ...], recursion: RecursionConfig) -> Tensor:
-    """The fp32 start of the router parameter with the global name `name`."""
-    value = torch.zeros(shape)
-    if parse_scheme(recursion.recursion_scheme) != ("mesh",):
-        if len(shape) == 1:  # the scalars themselves, or the bias that a dynamic mixer adds to what it computes
-            value[0] = 1.0
-    elif name.endswith("bias"):
-        value[written_slot(int(name.split(".")[1]), recursion.num_slots)] = recursion.mesh_router_slot_bias
-    return value
 
 
 def written_slot(step: int, num_slots: int) -> int:

@@ -1,0 +1,1 @@
+"""The built-in recursion schemes, each described in one file."""

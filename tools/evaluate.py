@@ -18,13 +18,15 @@ its context, --delimiter between them, and the model answers with the most likel
   acc         share of right answers
   acc_norm    the same where likelihood is taken per character, so that long choices are not at a disadvantage
 
-lm-eval computes the same numbers from an export (tools/convert_to_hf.py); examples/evaluation shows how.
+lm-eval computes the same numbers from an export (tools/convert_to_hf.py); examples/evaluation shows how. It reads
+max_position_embeddings tokens at once: where the model was trained on fewer (seq_length), give it max_length.
 
 Started by torchrun, deepspeed or srun, the model is divided over all processes (tensor parallelism): use it where the weights do not fit
 into one GPU. The same numbers come out, once.
 """
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -47,6 +49,7 @@ from megamesh.launch import read_launch
 from megamesh.model.transformer import Transformer
 from megamesh.tables import aligned
 
+log = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -61,7 +64,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--max-length",
         type=from_one,
         metavar="TOKENS",
-        help="most tokens that the model reads at once (default: max_position_embeddings)",
+        help="most tokens that the model reads at once, up to max_position_embeddings (default: seq_length, as in training)",
     )
     parser.add_argument("--batch-size", type=from_one, default=8, help="sequences that are read at once (default: 8)")
     parser.add_argument(
@@ -100,11 +103,14 @@ def _bar(total: int, unit: str, what: str) -> Any:
 
 
 def max_length(asked_for: int | None, model: ModelConfig) -> int:
-    """Tokens that the model reads at once. ConfigError for more than it has positions for."""
-    limit = model.max_position_embeddings
-    if asked_for is not None and asked_for > limit and model.pos_emb == "learned":
-        raise ConfigError(f"--max-length={asked_for} is more than the {limit} positions that the model has learned")
-    return asked_for or limit
+    """Tokens that the model reads at once: by default as many as in training. ConfigError for more than it has positions for."""
+    limit = model.longest_sequence
+    if asked_for is not None and asked_for > limit:
+        raise ConfigError(
+            f"--max-length={asked_for} is more than the {limit} positions that the model takes (max_position_embeddings); "
+            f"use at most {limit}"
+        )
+    return asked_for or model.sequence_length
 
 
 def read_inputs(args: argparse.Namespace) -> tuple[OpenCheckpoint, list[InputFile], list[Question]]:
@@ -123,6 +129,11 @@ def measure(
 ) -> dict[str, dict[str, float | None]]:
     """Metrics of texts and of choices, by name."""
     sizes = {"max_length": max_length(args.max_length, opened.run.model), "batch_size": args.batch_size}
+    if sizes["max_length"] > opened.run.model.sequence_length:
+        log.warning(
+            "--max-length=%d is more than the %d tokens that the model was trained on (seq_length)",
+            sizes["max_length"], opened.run.model.sequence_length,
+        )  # fmt: skip
     results: dict[str, dict[str, float | None]] = {}
     if files:
         texts = score_texts(model, opened.tokenizer, documents(files, args.jsonl_keys), **sizes)

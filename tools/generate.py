@@ -29,7 +29,7 @@ from megamesh.arguments import add_checkpoint, add_moved_tokenizer
 from megamesh.checkpoint.inference import OpenCheckpoint, open_checkpoint
 from megamesh.command import run_command
 from megamesh.errors import ConfigError, DataError, MegaMeshError
-from megamesh.generation.generate import LanguageModel, generate, stream
+from megamesh.generation.generate import LanguageModel, generate, room_for, stream
 from megamesh.generation.processes import first_then_all, from_first, load_over, one_model
 from megamesh.generation.sampling import Sampling
 from megamesh.generation.text import decode_continuation, decode_stream, encode_prompt
@@ -50,7 +50,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, help=".jsonl file to write; must not exist (default: standard output)")
     parser.add_argument(
-        "--max-new-tokens", type=int, default=128, help="most tokens to add to each prompt (default: 128)"
+        "--max-new-tokens",
+        type=int,
+        help="most tokens to add to each prompt (default: 128, or as many as the model has positions for)",
     )
     parser.add_argument(
         "--temperature", type=float, default=1.0, help="0 is greedy, below 1 is safer, above 1 wilder (default: 1)"
@@ -115,17 +117,17 @@ def ask() -> str | None:
         return None
 
 
-def interact(model: LanguageModel, tokenizer: Tokenizer, max_new_tokens: int, sampling: Sampling) -> None:
+def interact(model: LanguageModel, tokenizer: Tokenizer, max_new_tokens: int | None, sampling: Sampling) -> None:
     """Prompts from the terminal until it ends; every prompt draws from a stream of its own."""
     print("Type a prompt and Enter; Ctrl-D ends.", file=sys.stderr)
-    limits = {"max_new_tokens": max_new_tokens, "vocab_size": tokenizer.vocab_size, "stop_id": tokenizer.eod_id}
+    limits = {"vocab_size": tokenizer.vocab_size, "stop_id": tokenizer.eod_id}
     index = 0
     while (text := from_first(ask)) is not None:
         try:
             prompt = encode_prompt(tokenizer, text)
-            for piece in decode_stream(
-                tokenizer, prompt, stream(model, prompt, sampling=sampling, index=index, **limits)
-            ):
+            most = max_new_tokens or room_for(model.config, [prompt])
+            tokens = stream(model, prompt, max_new_tokens=most, sampling=sampling, index=index, **limits)
+            for piece in decode_stream(tokenizer, prompt, tokens):
                 print(piece, end="", flush=True)
         except MegaMeshError as error:  # a prompt that is too long ends this prompt, not the session
             print(f"error: {error}", file=sys.stderr, end="")
@@ -144,10 +146,11 @@ def write_results(
     prompts: list[tuple[str, list[int]]],
     sampling: Sampling,
 ) -> None:
+    ids_of = [ids for _, ids in prompts]
     results = generate(
         model,
-        [ids for _, ids in prompts],
-        max_new_tokens=args.max_new_tokens,
+        ids_of,
+        max_new_tokens=args.max_new_tokens or room_for(model.config, ids_of),
         vocab_size=tokenizer.vocab_size,
         stop_id=tokenizer.eod_id,
         sampling=sampling,
@@ -173,7 +176,7 @@ def write_results(
 
 def check_arguments(args: argparse.Namespace) -> None:
     for key, value in (("--max-new-tokens", args.max_new_tokens), ("--batch-size", args.batch_size)):
-        if value < 1:
+        if value is not None and value < 1:
             raise ConfigError(f"{key}={value} is too small; use 1 or more")
     if args.output is not None and args.output.exists():
         raise ConfigError(f"--output={args.output} exists; name another file")

@@ -14,8 +14,9 @@ Letters: B batch, S sequence, V vocabulary.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -72,8 +73,8 @@ def generate(
 ) -> list[Continuation]:
     """Continue every prompt (token ids, at least one each); results in the order of the prompts.
 
-    A collective where the model is divided. Raises ConfigError for an empty prompt, one that leaves no room within learned positions, or a
-    model whose states are divided by tokens.
+    A collective where the model is divided. Raises ConfigError for an empty prompt, one that leaves no room within the model's positions,
+    or a model whose states are divided by tokens.
     """
     results: dict[int, list[int]] = {index: [] for index in range(len(prompts))}
     stopped: set[int] = set()
@@ -87,6 +88,11 @@ def generate(
                 else:
                     results[index].append(token)
     return [Continuation(tokens, index in stopped) for index, tokens in results.items()]
+
+
+def room_for(model: ModelConfig, prompts: Iterable[Sequence[int]], most: int = 128) -> int:
+    """New tokens where none are asked for: `most`, or as many as the longest prompt leaves positions for; at least 1."""
+    return max(min(most, model.longest_sequence - max(map(len, prompts), default=0)), 1)
 
 
 def stream(
@@ -149,14 +155,23 @@ def _check(model: LanguageModel, prompts: Sequence[Sequence[int]], max_new_token
         raise ConfigError(f"max_new_tokens={max_new_tokens} asks for nothing; use 1 or more")
     if any(len(prompt) == 0 for prompt in prompts):
         raise ConfigError("a prompt has no tokens; start from the end-of-document token to write a new document")
-    longest, limit = max(len(prompt) for prompt in prompts) + max_new_tokens, model.config.max_position_embeddings
-    if longest > limit and model.config.pos_emb == "learned":
+    longest, limit = max(len(prompt) for prompt in prompts) + max_new_tokens, model.config.longest_sequence
+    if longest > limit:
         raise ConfigError(
             f"a prompt and max_new_tokens={max_new_tokens} make {longest} tokens, "
-            f"more than the {limit} positions that the model has learned; shorten one of them"
+            f"more than the {limit} positions that the model takes (max_position_embeddings); shorten one of them"
         )
-    if longest > limit and model.tp.rank == 0:
-        log.warning("%d tokens are more than the %d that the model was trained on; quality may fall", longest, limit)
+    if longest > model.config.sequence_length and model.tp.rank == 0:
+        _warn_of_length(model.config.sequence_length, limit)
+
+
+@cache
+def _warn_of_length(trained: int, limit: int) -> None:
+    """Once in a process: the next batch or prompt is no news."""
+    log.warning(
+        "texts may become longer than the %d tokens that the model was trained on (seq_length; it takes %d); quality may fall",
+        trained, limit,
+    )  # fmt: skip
 
 
 def pad_left(prompts: Sequence[Sequence[int]], device: torch.device | str) -> Tensor:

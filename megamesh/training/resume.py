@@ -19,7 +19,7 @@ from megamesh.checkpoint.load import load_checkpoint
 from megamesh.checkpoint.meta import CheckpointMeta, RunState
 from megamesh.checkpoint.reader import read_meta
 from megamesh.config.batch import ResolvedBatch, resolve_batch
-from megamesh.config.keys import BatchConfig, CheckpointConfig, OptimizerConfig
+from megamesh.config.keys import BatchConfig, CheckpointConfig, ModelConfig, OptimizerConfig
 from megamesh.config.schemes import keys_of_start
 from megamesh.config.sections import SECTIONS, RunConfig
 from megamesh.engine.engine import TrainingEngine
@@ -27,7 +27,6 @@ from megamesh.errors import CheckpointError
 
 log = logging.getLogger(__name__)
 ORDER_KEYS = {
-    "model": ("seq_length", "max_position_embeddings"),
     "training": ("seed", "train_epochs"),
     "data": (
         "data_path",
@@ -125,7 +124,9 @@ def choose_checkpoint(config: CheckpointConfig) -> tuple[Path | None, bool]:
 def check_architecture(saved: dict[str, Any], config: RunConfig, path: Path) -> None:
     """Raise CheckpointError where the weights belong to another model, also one whose parameters have the same shapes."""
     now = config.model_dump(mode="json")
-    free = FREE_KEYS | keys_of_start()
+    # Only learned positions are weights; without them a run may go on with longer sequences.
+    positions = set() if config.model.pos_emb == "learned" else {"max_position_embeddings"}
+    free = FREE_KEYS | keys_of_start() | positions
     changed = [
         f"{key} was {saved[section].get(key)}, is {value}"
         for section in ("model", "recursion")
@@ -173,6 +174,8 @@ def changed_order_keys(
         for section, keys in ORDER_KEYS.items()
         for key in keys
     ]
+    length = ModelConfig.model_validate(saved["model"]).sequence_length
+    pairs.append(("seq_length", length, config.model.sequence_length))
     saved_batch = resolve_batch(BatchConfig.model_validate(saved["batch"]), meta.layout["dp_size"])
     pairs.append(("train_batch_size", saved_batch.train_batch_size, batch.train_batch_size))
     # Batch size and length decide together how many epochs are shuffled as one.

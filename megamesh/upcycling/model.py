@@ -85,7 +85,8 @@ def plan_upcycling(
         raise CheckpointError(f"{output} already holds a checkpoint; name a folder that does not exist")
     layout = parse_recursion(recursion["recursion"])
     seeds = choose_seeds(layout, source.run.model.num_layers, core_from)
-    values = _run_keys(source.run) | {"num_layers": layout.compute_depth} | _recursion_keys(recursion)
+    shape = {"num_layers": layout.compute_depth, "max_position_embeddings": source.run.model.longest_sequence}
+    values = _run_keys(source.run) | shape | _recursion_keys(recursion)
     values |= {key: value for key, value in tokenizer.items() if value} | {"load": str(output.absolute())}
     text = _yaml(values, source, core_from)
     loaded = load_text(text, CONFIG_NAME, for_training=False)

@@ -16,9 +16,12 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ),
     ({"num_kv_heads": 3}, ["num_kv_heads=3", "does not divide num_attention_heads=4", "use 1, 2 or 4"]),
     ({"rotary_pct": 0.1}, ["rotary_pct=0.1", "head dimension 16", "use at least 0.125"]),
-    (
-        {"pos_emb": "learned", "seq_length": 256},
-        ["seq_length=256", "max_position_embeddings=128", "max_position_embeddings: 256"],
+    *(
+        (
+            {"pos_emb": pos_emb, "seq_length": 256},
+            ["seq_length=256", "max_position_embeddings=128", "use max_position_embeddings: 256"],
+        )
+        for pos_emb in ("learned", "rotary", "none")
     ),
     ({"gpt_j_tied": True}, ["gpt_j_tied=true", "gpt_j_residual: true"]),
     (
@@ -208,7 +211,8 @@ def test_contradiction_is_one_message_with_keys_and_mend(
 
 ACCEPTED: list[dict[str, Any]] = [
     {"num_kv_heads": 2},
-    {"seq_length": 256},
+    {"seq_length": 64},
+    {"seq_length": 128, "pos_emb": "learned"},
     {"attention_config": [[["flash"], "all"]]},
     {"attention_config": [[["global", "flash"], 2]]},
     {"attention_config": ["global", "flash", "global", "flash"]},

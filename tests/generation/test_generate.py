@@ -5,7 +5,7 @@ import torch
 
 from megamesh.config.keys import RecursionConfig
 from megamesh.errors import ConfigError
-from megamesh.generation.generate import generate, stream
+from megamesh.generation.generate import _warn_of_length, generate, room_for, stream
 from megamesh.generation.sampling import Sampling
 from tests.hf.small_models import KNOWN, MESH, PLAIN, build, greedy_oracle, llama_config, model_config
 
@@ -75,8 +75,24 @@ def test_ids_that_the_tokenizer_does_not_know_are_never_produced() -> None:
     assert all(token < KNOWN for result in continue_all(model) for token in result.tokens)
 
 
-def test_requests_that_cannot_be_met_are_refused() -> None:
-    model = build(model_config(pos_emb="learned"), PLAIN)
+def test_texts_go_beyond_the_trained_length_with_one_warning_but_not_beyond_the_positions(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    _warn_of_length.cache_clear()
+    model = build(model_config(seq_length=32))
+    with caplog.at_level("WARNING"):
+        assert len(continue_all(model, prompts=[[3] * 28], count=4)[0].tokens) == 4
+        assert caplog.messages == []
+        assert len(continue_all(model, prompts=[[3] * 28] * 3, count=36, batch_size=1)[0].tokens) == 36
+    (warning,) = caplog.messages
+    assert "longer than the 32 tokens that the model was trained on (seq_length; it takes 64)" in warning
+    assert room_for(model.config, [[3] * 28, [3]]) == 36 and room_for(model.config, [[3]], most=5) == 5
+    assert room_for(model.config, [[3] * 64]) == 1 and room_for(model.config, []) == 64
+
+
+@pytest.mark.parametrize("pos_emb", ["learned", "rotary", "none"])
+def test_requests_that_cannot_be_met_are_refused(pos_emb: str) -> None:
+    model = build(model_config(pos_emb=pos_emb), PLAIN)
     with pytest.raises(ConfigError, match="64 positions"):
         continue_all(model, prompts=[[3] * 60], count=5)
     with pytest.raises(ConfigError, match="no tokens"):

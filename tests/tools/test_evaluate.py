@@ -64,6 +64,28 @@ def test_options_change_what_they_say(ours, tmp_path: Path, capsys: pytest.Captu
     assert measured("--dtype", "bfloat16")["text"]["loss"] == pytest.approx(measured()["text"]["loss"], rel=0.05)
 
 
+def test_the_window_is_the_trained_length_and_at_most_the_positions(
+    tmp_path: Path, ours, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    module = build(model_config(seq_length=16))
+    write_checkpoint(tmp_path / "save", module, MESH, tokenizer_file(tmp_path), step=11)
+
+    def loss(*more: str) -> float:
+        assert main(options(tmp_path, "--text", str(tmp_path / "texts.jsonl"), "--json", *more)) == 0
+        return json.loads(capsys.readouterr().out)["text"]["loss"]
+
+    letters = tokenizer(tmp_path)
+    by_length = {
+        length: score_texts(module, letters, TEXTS, max_length=length, batch_size=8).loss for length in (16, 64)
+    }
+    assert abs(by_length[16] - by_length[64]) > 1e-4
+    assert loss() == pytest.approx(by_length[16], rel=1e-6) and "trained on" not in caplog.text
+    assert loss("--max-length", "64") == pytest.approx(by_length[64], rel=1e-6)
+    assert caplog.text.count("--max-length=64 is more than the 16 tokens that the model was trained on") == 1
+    assert main(options(tmp_path, "--text", str(tmp_path / "texts.jsonl"), "--max-length", "65")) == 1
+    assert "--max-length=65 is more than the 64 positions" in capsys.readouterr().err  # rotary, too
+
+
 def test_two_processes_say_once_what_one_says(ours, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = options(tmp_path, *both(tmp_path), "--json")
     assert main(asked) == 0

@@ -33,6 +33,31 @@ def test_what_the_weights_mean_does() -> None:
         check_architecture(saved, now, Path("save"))
 
 
+def test_longer_sequences_are_no_other_architecture_unless_positions_are_learned(tmp_path: Path) -> None:
+    """So that a run from before the two keys were compared can follow the mend, max_position_embeddings = seq_length."""
+    saved, _ = saved_and_now(model_config(seq_length=96))
+    _, now = saved_and_now(model_config(seq_length=96, max_position_embeddings=96))
+    check_architecture(saved, now, Path("save"))
+    saved, _ = saved_and_now(model_config(pos_emb="learned"))
+    _, now = saved_and_now(model_config(pos_emb="learned", max_position_embeddings=96))
+    with pytest.raises(CheckpointError, match=r"max_position_embeddings was 64, is 96"):
+        check_architecture(saved, now, Path("save"))
+    config = load_config([write_config(tmp_path)]).run
+    batch = resolve_batch(config.batch, 1)
+
+    def changed(**model: int) -> list[str]:
+        model_now = config.model.model_copy(update=model)
+        meta = SimpleNamespace(config=config.model_dump(mode="json"), layout={"dp_size": 1})
+        return [
+            key
+            for key, *_ in changed_order_keys(meta, config.model_copy(update={"model": model_now}), batch, 20)  # type: ignore[arg-type]
+        ]
+
+    assert changed(seq_length=16, max_position_embeddings=32) == [] and changed(max_position_embeddings=32) == [
+        "seq_length"
+    ]
+
+
 def test_a_change_of_how_samples_are_made_is_told(tmp_path: Path) -> None:
     """Also against a checkpoint from before the key was there, which has its default."""
     before = load_config([write_config(tmp_path, "before")]).run

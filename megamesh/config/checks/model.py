@@ -52,13 +52,14 @@ def _turns(model: ModelConfig, rotary_pct: float) -> bool:
     return model.model_copy(update={"rotary_pct": rotary_pct}).rotary_dim >= 2
 
 
-@rule("pos_emb", "seq_length", "max_position_embeddings")
+@rule("seq_length", "max_position_embeddings")
 def positions_cover_sequence(given: Given) -> Iterator[str]:
+    """With any position embedding, as in GPT-NeoX: what the model takes is not less than what it was trained on."""
     model = given.run.model
-    if model.pos_emb == "learned" and model.sequence_length > model.max_position_embeddings:
+    if model.sequence_length > model.max_position_embeddings:
         yield (
-            f"{given.show('seq_length')} is longer than {given.show('max_position_embeddings')} learned positions; "
-            f"use max_position_embeddings: {model.sequence_length}, or pos_emb: rotary"
+            f"{given.show('seq_length')} is longer than the sequences that the model takes, {given.show('max_position_embeddings')}; "
+            f"use max_position_embeddings: {model.sequence_length}, or a shorter seq_length"
         )
 
 

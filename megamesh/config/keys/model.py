@@ -20,10 +20,17 @@ class ModelConfig(Section):
     hidden_size: int = Field(ge=1, description="Width D of the states between blocks.")
     num_attention_heads: int = Field(ge=1, description="Query heads H.")
     max_position_embeddings: int = Field(
-        ge=1, description="Longest sequence that the position embedding covers, in tokens."
+        ge=1,
+        description="Positions that the model takes, in tokens, with any position embedding: no training sample, window of evaluation or "
+        "generated text is longer. With learned positions, rows of their embedding. An export says it as max_position_embeddings and as "
+        "its tokenizer's model_max_length.",
     )
     seq_length: int | None = Field(
-        None, ge=1, description="Training sequence length S in tokens. Default: max_position_embeddings."
+        None,
+        ge=1,
+        description="Training sequence length S in tokens, at most max_position_embeddings, which is the default. The trained "
+        "length: evaluation reads so many tokens at once unless told otherwise, generation beyond it says so, and an export keeps it as "
+        "trained_sequence_length.",
     )
     num_kv_heads: int | None = Field(
         None, ge=1, description="Key/value heads (grouped-query attention). Default: num_attention_heads."
@@ -88,6 +95,11 @@ class ModelConfig(Section):
     @property
     def sequence_length(self) -> int:
         return self.seq_length or self.max_position_embeddings
+
+    @property
+    def longest_sequence(self) -> int:
+        """Positions that the model takes: max_position_embeddings, but no less than an old run has trained on."""
+        return max(self.max_position_embeddings, self.sequence_length)
 
     @property
     def kv_heads(self) -> int:

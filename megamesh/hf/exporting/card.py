@@ -22,7 +22,7 @@ A language model pretrained with MegaMesh.
 | parameters | {parameters} ({non_embedding} without embeddings and head) |
 | layers | {layers} |
 | hidden size, heads, key/value heads | {hidden}, {heads}, {kv_heads} |
-| longest trained sequence | {length} tokens |
+| longest trained sequence | {length} |
 | vocabulary | {vocab} token ids |
 | weights | {dtype} |
 
@@ -85,13 +85,22 @@ def model_card(
         hidden=model.hidden_size,
         heads=model.num_attention_heads,
         kv_heads=model.kv_heads,
-        length=model.sequence_length,
+        length=_lengths(model),
         vocab=vocab_size,
         unknown=_UNKNOWN.format(known=num_known_ids, rows=vocab_size) if num_known_ids < vocab_size else "",
         dtype=dtype,
         trust=", trust_remote_code=True" if architecture == "megamesh" or tokenizer_code else "",
         recursion=_about_recursion(model, recursion),
         training=_TRAINING.format(rows=rows) if facts else "",
+    )
+
+
+def _lengths(model: ModelConfig) -> str:
+    trained, limit = model.sequence_length, model.longest_sequence
+    return (
+        f"{trained} tokens"
+        if trained == limit
+        else f"{trained} tokens (`trained_sequence_length`), of {limit} that it takes"
     )
 
 

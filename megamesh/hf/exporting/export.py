@@ -148,7 +148,7 @@ def _write_small_files(
             shutil.copyfile(REMOTE_FOLDER / file, folder / file)
         shutil.copyfile(recursion_code(source.recursion), folder / RECURSION_CODE)
     tokenizer.save_pretrained(folder)
-    _complete_tokenizer_config(folder / "tokenizer_config.json", source.model.max_position_embeddings)
+    _complete_tokenizer_config(folder / "tokenizer_config.json", source.model.longest_sequence)
     card = model_card(
         folder.name,
         architecture,

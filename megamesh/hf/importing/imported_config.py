@@ -84,6 +84,7 @@ def _shared_keys(theirs: Any) -> dict[str, Any]:
         "hidden_size": theirs.hidden_size,
         "num_attention_heads": theirs.num_attention_heads,
         "max_position_embeddings": theirs.max_position_embeddings,
+        "seq_length": _trained_length(theirs),
         "intermediate_size": theirs.intermediate_size,
         "use_bias_in_attn_linear": theirs.attention_bias,
         "attention_dropout": theirs.attention_dropout or 0.0,
@@ -92,6 +93,16 @@ def _shared_keys(theirs: Any) -> dict[str, Any]:
         "vocab_size": theirs.vocab_size,
         "pos_emb": "rotary",
     }
+
+
+def _trained_length(theirs: Any) -> int | None:
+    """What an export of ours says of its training; None where it is as long as the model takes, as of every other folder."""
+    trained, limit = getattr(theirs, "trained_sequence_length", None), theirs.max_position_embeddings
+    if trained is not None and (type(trained) is not int or not 1 <= trained <= limit):
+        raise ConfigError(
+            f"trained_sequence_length={trained!r} is not a length from 1 to max_position_embeddings={limit}"
+        )
+    return None if trained == limit else trained
 
 
 def _gpt_neox_model(theirs: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ So what is written is known to load, and a run that reads the file has the archi
 """
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ _HEADER = """\
 # Train on from it, on any layout, with a second file that says the rest: data, batch size, length, optimizer, precision, `save`.
 #     python tools/train.py {path} data.yml
 # The run starts at step 0 with these weights; the same command again continues from the last checkpoint in `save`.
-# Samples are max_position_embeddings tokens long, unless data.yml says seq_length.
+# Samples are max_position_embeddings tokens long, unless data.yml says seq_length{trained}.
 """
 _LEFT_TO_THE_RUN = {"seq_length", "attention_config", "mlp_multiple_of", "make_vocab_size_divisible_by"}
 _INITIAL = {"init_method", "output_layer_init_method"}  # of weights that are not drawn
@@ -52,17 +52,22 @@ def imported_config(imported: ImportedConfig, tokenizer: TokenizerConfig, origin
         loaded = load_text(text, YAML_NAME, for_training=False)
     except ConfigError as error:
         raise ConfigError([f"{origin.source}: {problem}" for problem in error.problems]) from error
-    assert loaded.run.model == imported.model, "the file says what config.json says"
+    described = imported.model.model_copy(
+        update={"seq_length": None}
+    )  # that of the next run is for its own file to say
+    assert loaded.run.model == described, "the file says what config.json says"
     assert loaded.run.recursion == imported.recursion, "the file says what config.json says"
-    return loaded
+    return replace(loaded, run=loaded.run.model_copy(update={"model": imported.model}))
 
 
 def _text(imported: ImportedConfig, tokenizer: TokenizerConfig, origin: Origin) -> str:
+    length = imported.model.seq_length
     header = _HEADER.format(
         class_name=CLASSES[imported.architecture],
         source=origin.source,
         num_parameters=origin.num_parameters,
         path=shlex.quote(str(origin.yaml_path)),
+        trained="" if length is None else f"; it was trained with seq_length: {length}",
     )
     model = _keys(imported.model, _LEFT_TO_THE_RUN | _INITIAL | _without_effect(imported.model))
     parts = [_lines(model)]

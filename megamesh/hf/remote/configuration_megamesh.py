@@ -20,6 +20,7 @@ class MegaMeshConfig(PreTrainedConfig):
 
     `num_hidden_layers` is the compute depth, which is also the number of entries of a KV cache:
     num_prelude_layers + num_core_layers · num_loops + num_coda_layers. A plain stack has only prelude layers.
+    `trained_sequence_length` is the length of the training samples, at most max_position_embeddings.
     `vocab_size` counts the rows of embedding and head, none of them padding; the tokenizer may know fewer ids.
     """
 
@@ -37,6 +38,7 @@ class MegaMeshConfig(PreTrainedConfig):
     hidden_act: str = "gelu"
     gated_mlp: bool = False
     max_position_embeddings: int = 2048
+    trained_sequence_length: int | None = None
     norm: str = "layernorm"
     norm_eps: float = 1e-5
     norm_bias: bool = True

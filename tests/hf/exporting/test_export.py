@@ -4,20 +4,22 @@ import json
 import resource
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
+from megamesh.config.keys import ModelConfig
 from megamesh.errors import CheckpointError, ConfigError
 from megamesh.hf.exporting import export as export_module
 from megamesh.hf.exporting.export import export_model
 from megamesh.hf.exporting.source import ModelSource
 from megamesh.hf.exporting.weights import parse_size
+from megamesh.hf.importing.imported_config import from_hf_config
 from tests.hf.small_models import (
     KNOWN,
     MESH,
@@ -196,3 +198,20 @@ def test_sizes_are_read(text: str, expected: int) -> None:
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="is not a size"):
         parse_size(text)
+
+
+@pytest.mark.parametrize("model", [model_config, llama_config], ids=["megamesh", "llama"])
+@pytest.mark.parametrize(("trained", "positions"), [(32, 64), (64, 64), (None, 64), (96, 96)])
+def test_the_trained_length_is_beside_the_positions(
+    model: Callable[..., ModelConfig], trained: int | None, positions: int, tmp_path: Path
+) -> None:
+    """96: a run from before the two were compared trained beyond its max_position_embeddings=64, without learned positions."""
+    folder = export(build(model(seq_length=trained), PLAIN), tmp_path, PLAIN)
+    keys = json.loads((folder / "config.json").read_text())
+    assert (keys["trained_sequence_length"], keys["max_position_embeddings"]) == (trained or 64, positions)
+    assert json.loads((folder / "tokenizer_config.json").read_text())["model_max_length"] == positions
+    assert AutoConfig.from_pretrained(folder, trust_remote_code=True).trained_sequence_length == (trained or 64)
+    length = "32 tokens (`trained_sequence_length`), of 64 that it takes" if trained == 32 else f"{positions} tokens"
+    assert f"| longest trained sequence | {length} |" in (folder / "README.md").read_text()
+    imported = from_hf_config(keys).model
+    assert (imported.sequence_length, imported.longest_sequence) == (trained or 64, positions)

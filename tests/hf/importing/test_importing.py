@@ -118,6 +118,16 @@ def test_old_folders_are_imported_with_all_their_rows(write, tmp_path: Path) -> 
     assert_same(back(tmp_path / "run", tmp_path / "again", dtype="float16"), state)
 
 
+def test_the_trained_length_of_an_export_returns_and_is_left_to_the_next_run(tmp_path: Path) -> None:
+    folder = export(build(model_config(seq_length=32)), tmp_path)
+    report = import_model(folder, tmp_path / "run")
+    model = open_checkpoint(tmp_path / "run").run.model
+    assert (model.sequence_length, model.max_position_embeddings) == (32, 64)
+    text = report.yaml_path.read_text()
+    assert "unless data.yml says seq_length; it was trained with seq_length: 32." in text
+    assert load_config([report.yaml_path], for_training=False).run.model.seq_length is None
+
+
 def test_the_yaml_inside_is_the_configuration_and_loads_as_training_loads_it(tmp_path: Path) -> None:
     for name in ("neox-sequential", "llama-tied"):
         run_folder = tmp_path / f"run-{name}"

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from pydantic import ValidationError
 from torch import Tensor
 
+from megamesh import __version__
 from megamesh.checkpoint.folder import resolve_checkpoint
 from megamesh.checkpoint.reader import read_meta, read_parts, read_weights, weight_shapes
 from megamesh.checkpoint.together import on_every_rank
@@ -61,13 +62,15 @@ def open_checkpoint(
     """
     path = resolve_checkpoint(folder)
     meta = read_meta(path)
+    meta.refuse_newer_keys(path)
     try:
         run = RunConfig.model_validate(meta.config)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         raise CheckpointError(
-            f"{path}: the configuration inside does not fit this version of MegaMesh ({key}: {first['msg']})"
+            f"{path}: the configuration inside, of MegaMesh {meta.written_by}, says {key}={first['input']!r}, which does not fit MegaMesh "
+            f"{__version__} ({first['msg']}); update MegaMesh, or read it with the version that wrote it"
         ) from error
     shapes = weight_shapes(path)
     vocab_size = shapes.get("embedding.weight", (0,))[0]

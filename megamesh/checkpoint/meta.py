@@ -9,10 +9,13 @@ global_step1000/
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from megamesh import __version__
+from megamesh.config.sections import SECTIONS
 from megamesh.engine.loss_scale import LossScale
 from megamesh.errors import CheckpointError
 
@@ -44,6 +47,30 @@ class RunState:
         )
 
 
+def refuse_unknown(path: Path, keys: Sequence[str], written_by: str) -> None:
+    """Raise CheckpointError where a file of a checkpoint holds keys that this version does not know: what they ask for would be lost."""
+    if keys:
+        raise CheckpointError(
+            f"{path} was written by MegaMesh {written_by} and holds {', '.join(keys)}, which MegaMesh {__version__} does not know; "
+            "update MegaMesh to read it"
+        )
+
+
+def _unknown(start: str, given: Any, known: type[Any]) -> list[str]:
+    names = {entry.name for entry in fields(known)}
+    return [f"{start}{key}" for key in given if key not in names] if isinstance(given, dict) else []
+
+
+def _writer(values: dict[str, Any]) -> str:
+    """The version that wrote a meta.json, as it says itself."""
+    versions = values.get("versions")
+    return (
+        str(versions.get("megamesh", "(which does not say its version)"))
+        if isinstance(versions, dict)
+        else "(of no known version)"
+    )
+
+
 @dataclass(frozen=True)
 class CheckpointMeta:
     """meta.json. `optimizer_step` counts Adam's steps: skipped ones do not count. `loss_scale` is None unless it is dynamic."""
@@ -55,6 +82,20 @@ class CheckpointMeta:
     layout: dict[str, int]  # of the run that wrote it; any other layout may read it
     loss_scale: LossScale | None = None
     format_version: int = FORMAT_VERSION
+
+    def refuse_newer_keys(self, path: Path) -> None:
+        """Raise CheckpointError where the configuration has keys, or sections, that this version does not know."""
+        known = {name: section.model_fields for name, section in SECTIONS.items()}
+        unknown = [name for name in self.config if name not in known]
+        for name, section in self.config.items():
+            if name in known and isinstance(section, dict):
+                unknown += [f"{name}.{key}" for key in section if key not in known[name]]
+        refuse_unknown(path, unknown, self.written_by)
+
+    @property
+    def written_by(self) -> str:
+        """The version of MegaMesh."""
+        return _writer({"versions": self.versions})
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
@@ -69,8 +110,19 @@ class CheckpointMeta:
             raise CheckpointError(f"{path} is damaged: it is not the JSON object that a checkpoint has") from None
         if version != FORMAT_VERSION:
             raise CheckpointError(
-                f"{path} has format {version!r}; this version of MegaMesh reads format {FORMAT_VERSION}"
+                f"{path} has format {version!r}, of MegaMesh {_writer(values)}; MegaMesh {__version__} reads format {FORMAT_VERSION}: "
+                "update it"
             )
+        parts: dict[str, tuple[Any, type[Any]]] = {
+            "": (values, cls),
+            "state.": (values.get("state"), RunState),
+            "loss_scale.": (values.get("loss_scale"), LossScale),
+        }
+        refuse_unknown(
+            path,
+            [key for start, (given, known) in parts.items() for key in _unknown(start, given, known)],
+            _writer(values),
+        )
         try:
             state, scale = RunState(**values.pop("state")), values.pop("loss_scale", None)
             loss_scale = LossScale(**scale) if scale is not None else None

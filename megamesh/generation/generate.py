@@ -73,8 +73,8 @@ def generate(
 ) -> list[Continuation]:
     """Continue every prompt (token ids, at least one each); results in the order of the prompts.
 
-    A collective where the model is divided. Raises ConfigError for an empty prompt, one that leaves no room within the model's positions,
-    or a model whose states are divided by tokens.
+    A collective where the model is divided. Raises ConfigError for an empty prompt, one that leaves no room within the positions, or a
+    model whose states are divided by tokens.
     """
     results: dict[int, list[int]] = {index: [] for index in range(len(prompts))}
     stopped: set[int] = set()

@@ -72,6 +72,7 @@ def find_start(config: RunConfig, batch: ResolvedBatch, train_iters: int) -> Sta
     if checkpoint.verify_checkpoint:
         Checksums.read(path).check_files(path)
     meta = read_meta(path)
+    meta.refuse_newer_keys(path)
     check_architecture(meta.config, config, path)
     if (checkpoint.finetune and not is_own) or meta.state.step == 0:
         log.info("weights of %s; starting at step 0", path)

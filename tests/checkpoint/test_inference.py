@@ -6,9 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
+import megamesh
 from megamesh.checkpoint.inference import load_for_inference, open_checkpoint
+from megamesh.config.batch import resolve_batch
+from megamesh.config.keys import BatchConfig, CheckpointConfig
+from megamesh.config.sections import RunConfig
 from megamesh.errors import CheckpointError, DataError
-from tests.generation.checkpoints import rewrite_meta, write_checkpoint
+from megamesh.training.resume import find_start
+from tests.generation.checkpoints import rewrite_meta, run_config, write_checkpoint
 from tests.hf.small_models import MESH, PLAIN, build, llama_config, model_config, tokenizer_file, tokens
 
 
@@ -50,7 +55,9 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"routers\.0\.write\.weight is \(5, 32\).*asks for \(3, 32\)"):
         open_checkpoint(folder)
     with_config("model", activation="tanh")
-    with pytest.raises(CheckpointError, match=r"model\.activation"):
+    with pytest.raises(
+        CheckpointError, match=r"model\.activation='tanh', which does not fit MegaMesh .*update MegaMesh"
+    ):
         open_checkpoint(folder)
     for vocab_size in (30, 64):
         with_config("model", vocab_size=vocab_size)
@@ -59,3 +66,37 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     for path, text in ((tmp_path / "nowhere", "does not exist"), (tmp_path, "neither")):
         with pytest.raises(CheckpointError, match=text):
             open_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        (("config", "model"), "holds model.novelty, which"),
+        (("config",), "holds novelty, which"),
+        (("state",), "holds state.novelty, which"),
+        ((), "holds novelty, which"),
+    ],
+)
+def test_a_newer_checkpoint_is_told_by_version_and_key(tmp_path: Path, place: tuple[str, ...], said: str) -> None:
+    """By whoever reads it: a run that would go on from it, a tool that would load it."""
+    folder = write_checkpoint(tmp_path / "save", build(model_config()), MESH, tokenizer_file(tmp_path))
+    meta = json.loads((folder / "meta.json").read_text())
+    inner = meta
+    for key in place:
+        inner = inner[key]
+    inner["novelty"] = {"depth": 3}
+    rewrite_meta(folder, meta | {"versions": {"megamesh": "9.8.7"}})
+    known = RunConfig.model_validate(run_config(model_config(), MESH, tmp_path / "vocabulary.json").model_dump())
+    known = known.model_copy(update={"checkpoint": CheckpointConfig(save=str(tmp_path / "save"))})
+    for read in (
+        lambda: open_checkpoint(folder),
+        lambda: find_start(known, resolve_batch(BatchConfig(train_batch_size=8), 1), 10),
+    ):
+        with pytest.raises(CheckpointError) as caught:
+            read()
+        message = str(caught.value)
+        assert "was written by MegaMesh 9.8.7" in message and said in message and "Extra inputs" not in message
+        assert f"MegaMesh {megamesh.__version__} does not know; update MegaMesh" in message
+    rewrite_meta(folder, meta | {"versions": {"megamesh": "9.8.7"}, "format_version": 2})
+    with pytest.raises(CheckpointError, match=r"has format 2, of MegaMesh 9\.8\.7; .* reads format 1: update it"):
+        open_checkpoint(folder)

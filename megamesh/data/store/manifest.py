@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+import megamesh
 from megamesh.data.store.temporary import replace_file
 from megamesh.errors import DataError
 
@@ -198,10 +199,25 @@ def read_manifest(path: Path) -> Manifest:
     try:
         return Manifest.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise DataError(
-            f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; it was written by another program"
-        ) from error
+        raise DataError(f"{path}: {_misfit(content, error)}; or remove it, to do without a manifest") from error
+
+
+def _misfit(content: Mapping[str, Any], error: ValidationError) -> str:
+    """What of a manifest this version does not know, and which version wrote it."""
+    versions = content.get("versions")
+    writer = versions.get("megamesh", "") if isinstance(versions, Mapping) else ""
+    unknown = [_dotted(problem["loc"]) for problem in error.errors() if problem["type"] == "extra_forbidden"]
+    if unknown:
+        return (
+            f"holds {', '.join(unknown)}, which MegaMesh {megamesh.__version__} does not know; it was written by "
+            f"{f'MegaMesh {writer}' if writer else 'another program or version'}: update MegaMesh"
+        )
+    first = error.errors()[0]
+    return f"{_dotted(first['loc'])}: {first['msg']}; it is damaged, or written by another program: preprocess the data again"
+
+
+def _dotted(place: tuple[int | str, ...]) -> str:
+    return ".".join(map(str, place))
 
 
 def is_manifest(path: Path) -> bool:

@@ -104,3 +104,19 @@ def test_another_tokenizer_is_told(tmp_path: Path) -> None:
         was = f"tokenized with HFTokenizer (ours {digest_of_file(ours)[:12]}; eod_id 1), but this run has {kind}"
         assert was in message
         assert "\n" not in message
+
+
+def test_a_newer_manifest_is_told_by_version_and_key(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_manifest(path, Manifest(outputs={}, versions={"megamesh": "9.8.7"}))
+    content = json.loads(path.read_text())
+    path.write_text(
+        json.dumps(
+            content | {"novelty": 1, "counts": {"records": 1, "documents": 1, "empty": 0, "skipped": {}, "more": 2}}
+        )
+    )
+    with pytest.raises(DataError) as caught:
+        read_manifest(path)
+    message = str(caught.value)
+    assert "holds counts.more, novelty, which MegaMesh" in message and "Extra inputs" not in message
+    assert "it was written by MegaMesh 9.8.7: update MegaMesh; or remove it, to do without a manifest" in message

@@ -126,7 +126,7 @@ def check_architecture(saved: dict[str, Any], config: RunConfig, path: Path) -> 
     """Raise CheckpointError where the weights belong to another model, also one whose parameters have the same shapes."""
     now = config.model_dump(mode="json")
     # Only learned positions are weights; without them a run may go on with longer sequences.
-    positions = set() if config.model.pos_emb == "learned" else {"max_position_embeddings"}
+    positions: set[str] = set() if config.model.pos_emb == "learned" else {"max_position_embeddings"}
     free = FREE_KEYS | keys_of_start() | positions
     changed = [
         f"{key} was {saved[section].get(key)}, is {value}"

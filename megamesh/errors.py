@@ -23,3 +23,11 @@ class CheckpointError(MegaMeshError):
 
 class TrainingError(MegaMeshError):
     """A run that had to stop: for example, too many non-finite steps in a row."""
+
+
+class HookError(TrainingError):
+    """A hook of the user that raised. `first`: no other rank has met one, so that this one's is told."""
+
+    def __init__(self, text: str, *, first: bool = True):
+        super().__init__(text)
+        self.first = first

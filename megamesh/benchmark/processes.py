@@ -7,6 +7,7 @@ A candidate lives in processes of its own, so that its peak memory is its own an
 
 import multiprocessing
 import os
+import signal
 import socket
 import time
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from megamesh.child_signals import children_without
 from megamesh.config.batch import ResolvedBatch, data_parallel_size, resolve_batch
 from megamesh.config.keys import RecursionConfig
 from megamesh.config.sections import RunConfig
@@ -123,7 +125,8 @@ class CandidateProcesses:
                 ours, theirs = context.Pipe()
                 arguments = (theirs, self.candidate, rank, self.num_processes, port)
                 process = context.Process(target=_serve, args=arguments, daemon=True)
-                process.start()
+                with children_without({signal.SIGINT}):  # Ctrl-C ends the parent, which ends them
+                    process.start()
                 theirs.close()
                 self.connections.append(ours)
                 self.processes.append(process)

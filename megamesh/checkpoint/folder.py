@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from itertools import count
 from pathlib import Path
 
@@ -123,6 +124,12 @@ def prune(folder: Path, keep_last: int) -> None:
     others = [path for path in complete_checkpoints(folder) if path != latest]
     others.sort(key=lambda path: _step(path) <= _step(latest))
     for path in others[: max(len(others) - (keep_last - 1), 0)]:
+        _remove(path)
+
+
+def remove(paths: Iterable[Path]) -> None:
+    """Remove checkpoints, none of which `latest` names; one that cannot be removed is a warning."""
+    for path in paths:
         _remove(path)
 
 

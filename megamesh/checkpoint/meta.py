@@ -73,7 +73,10 @@ def _writer(values: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class CheckpointMeta:
-    """meta.json. `optimizer_step` counts Adam's steps: skipped ones do not count. `loss_scale` is None unless it is dynamic."""
+    """meta.json. `optimizer_step` counts Adam's steps: skipped ones do not count. `loss_scale` is None unless it is dynamic.
+
+    `until_next`: saved only since time had passed, and to be removed when the next checkpoint is complete.
+    """
 
     state: RunState
     optimizer_step: int
@@ -81,6 +84,7 @@ class CheckpointMeta:
     versions: dict[str, str]
     layout: dict[str, int]  # of the run that wrote it; any other layout may read it
     loss_scale: LossScale | None = None
+    until_next: bool = False
     format_version: int = FORMAT_VERSION
 
     def refuse_newer_keys(self, path: Path) -> None:

@@ -64,11 +64,13 @@ def save_checkpoint(
     return write(Target(Path(folder), sources, keep_last), take(engine, state, config))
 
 
-def take(engine: TrainingEngine, state: RunState, config: Mapping[str, Any]) -> Snapshot:
-    """What this rank has to write. Its boxes are views: they change with the next step."""
+def take(engine: TrainingEngine, state: RunState, config: Mapping[str, Any], *, until_next: bool = False) -> Snapshot:
+    """What this rank has to write. Its boxes are views: they change with the next step. `until_next` as in CheckpointMeta."""
     engine.access.prepare_state()
     scale = engine.loss_scale if is_dynamic(engine.precision) else None
-    meta = CheckpointMeta(state, engine.access.step_count(), dict(config), engine.versions(), engine.layout(), scale)
+    meta = CheckpointMeta(
+        state, engine.access.step_count(), dict(config), engine.versions(), engine.layout(), scale, until_next
+    )
     return Snapshot(meta, own_boxes(engine))
 
 
@@ -143,11 +145,21 @@ def begin(folder: Path, meta: CheckpointMeta, sources: Mapping[str, str]) -> Pat
 
 
 def finish(temporary: Path, step: int, keep_last: int | None = None) -> Path:
-    """Give a written checkpoint its name, let `latest` name it, and remove those beyond `keep_last`. Raises CheckpointError."""
+    """Give a written checkpoint its name, let `latest` name it, and remove those beyond `keep_last`, or, where that is None, those that
+    were to stay until the next one. Raises CheckpointError."""
     try:
         path = folders.publish(temporary, step)
     except OSError as error:
         raise CheckpointError(f"could not finish {temporary}: {error}; {SPACE_MEND}") from None
     if keep_last is not None:
         folders.prune(path.parent, keep_last)
+    else:
+        folders.remove([other for other in folders.earlier_checkpoints(path) if _was_until_next(other)])
     return path
+
+
+def _was_until_next(path: Path) -> bool:
+    try:
+        return CheckpointMeta.from_json((path / META_FILE).read_text(encoding="utf-8"), path / META_FILE).until_next
+    except (OSError, UnicodeDecodeError, CheckpointError):  # damaged: whoever reads it is told so
+        return False

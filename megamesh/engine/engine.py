@@ -17,11 +17,10 @@ cover every layout.
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 import megamesh
@@ -29,6 +28,7 @@ from megamesh.config.batch import ResolvedBatch
 from megamesh.config.deepspeed import deepspeed_config, fit_to_rank
 from megamesh.config.keys import OptimizerConfig, PrecisionConfig
 from megamesh.engine.loss_scale import can_fall, first_loss_scale, next_loss_scale
+from megamesh.engine.norms import ShardedNorms
 from megamesh.engine.optimizer import build_optimizer
 from megamesh.engine.passes import Passes, RingPasses, WholePasses
 from megamesh.engine.quiet_deepspeed import deepspeed
@@ -53,6 +53,7 @@ class StepResult:
 
     `loss_scale` is that of the step, in fp16. `overflowed`: skipped because gradients did not fit into fp16 at this scale, while the loss
     is finite and the scale can still fall. That is how a dynamic scale finds its place, and says nothing bad about the run.
+    `grad_norms`: of every parameter of the whole model, by name, over all ranks, before clipping; `grad_norm` is that of all together.
     """
 
     loss: float
@@ -62,6 +63,7 @@ class StepResult:
     bad_parameter: str | None
     loss_scale: float | None = None
     overflowed: bool = False
+    grad_norms: Mapping[str, float] = field(default_factory=dict)
 
 
 class TrainingEngine:
@@ -91,9 +93,8 @@ class TrainingEngine:
         self.accumulation_steps = batch.gradient_accumulation_steps
         self._optimizer_config = optimizer
         own_names = [name for name, _ in module.named_parameters()]
-        self._names = list(names) if names is not None else own_names
-        self._own_indices = [self._names.index(name) for name in own_names]
         self.shards = dict(shards) if shards is not None else _replicated(module, mesh)
+        self._norms = ShardedNorms(own_names if names is None else names, self.shards, mesh, device)
         self._specs = [self.shards[name] for name in own_names]
         module.to(device)
         self._engine, *_ = deepspeed.initialize(
@@ -115,6 +116,15 @@ class TrainingEngine:
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Parameters by their layout-independent names, in model order, each once."""
         return self.module.named_parameters()
+
+    def norms(self, pieces: Mapping[str, Tensor], *, alike_over_data_parallel: bool) -> dict[str, float]:
+        """Norms over all ranks of something that each parameter has: named pieces, cut over ranks as the parameters are. A collective.
+
+        `alike_over_data_parallel`: the pieces are this rank's whole part of a parameter, the same on all data-parallel ranks; else each
+        data-parallel rank has its own range, as the fragments of `access` are under ZeRO. The names are the whole model's; 0 is the norm
+        of what no rank has.
+        """
+        return self._norms.total(pieces, alike_over_data_parallel=alike_over_data_parallel)[0]
 
     def layout(self) -> dict[str, int]:
         """How this run divides its state; recorded in checkpoints."""
@@ -149,7 +159,7 @@ class TrainingEngine:
         overflowed = not finite and math.isfinite(loss_mean) and can_fall(self.loss_scale, self.precision)
         self.loss_scale = next_loss_scale(self.loss_scale, self.precision, finite=finite)
         shown_scale = scale if self.precision.precision == "fp16" else None
-        return StepResult(loss_mean, grad_norm, rate, not finite, bad_parameter, shown_scale, overflowed)
+        return StepResult(loss_mean, grad_norm, rate, not finite, bad_parameter, shown_scale, overflowed, norms)
 
     @torch.no_grad()
     def evaluate(self, micro_batches: Sequence[tuple[Tensor, ...]]) -> Tensor:
@@ -168,29 +178,16 @@ class TrainingEngine:
             torch._foreach_div_([gradient for gradient in gradients if gradient is not None], scale)
         return gradients
 
-    @torch.no_grad()
     def _inspect(self, loss: Tensor, gradients: Sequence[Tensor | None]) -> tuple[float, dict[str, float]]:
         """Mean loss and every parameter's gradient norm over all ranks: one all-reduce, one look from the host.
 
-        Over the whole mesh, because all must agree. What several ranks hold alike counts once: each reports its share. Of pipeline ranks
-        each reports its parameters, and the one with the head the loss.
+        Over the whole mesh, because all must agree. Of pipeline ranks the one with the head reports the loss.
         """
-        found = [(index, gradient) for index, gradient in enumerate(gradients) if gradient is not None]
-        report = torch.zeros(1 + len(self._names), dtype=torch.float64, device=self.device)
-        report[0] = loss / (self.accumulation_steps * self.mesh.size("dp") * self.mesh.size("tp"))
-        if found:
-            squares = torch.stack(torch._foreach_norm([gradient for _, gradient in found])).double().square()
-            indices = torch.tensor([1 + self._own_indices[index] for index, _ in found], device=self.device)
-            copies = torch.tensor([self._num_copies(index) for index, _ in found], device=self.device)
-            report[indices] = squares / copies
-        dist.all_reduce(report)
-        loss_mean, *squares_all = report.tolist()
-        return loss_mean, {name: _root(square) for name, square in zip(self._names, squares_all, strict=True)}
-
-    def _num_copies(self, index: int) -> int:
-        """How many ranks hold the same gradient fragment of a parameter."""
-        data_parallel = self.mesh.size("dp") if self.access.replicated else 1
-        return data_parallel * (self.mesh.size("tp") if self._specs[index].dim is None else 1)
+        own = {name: gradient for (name, _), gradient in zip(self.named_parameters(), gradients, strict=True)}
+        found = {name: gradient for name, gradient in own.items() if gradient is not None}
+        share = loss / (self.accumulation_steps * self.mesh.size("dp") * self.mesh.size("tp"))
+        norms, loss_mean = self._norms.total(found, alike_over_data_parallel=self.access.replicated, share=share)
+        return loss_mean, norms
 
     @torch.no_grad()
     def _clip(self, grad_norm: float, gradients: Sequence[Tensor | None]) -> None:
@@ -210,10 +207,6 @@ class TrainingEngine:
         for gradient in gradients:
             if gradient is not None:
                 gradient.fill_(math.nan)
-
-
-def _root(square: float) -> float:
-    return math.sqrt(square) if square >= 0 else math.nan
 
 
 def _first_bad(loss: float, norms: Mapping[str, float]) -> str | None:

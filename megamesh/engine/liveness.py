@@ -4,6 +4,7 @@
 
     closed without a word       gone: killed, out of memory, its host lost
     "failed", then closed       it raised: its own output says why. All may be about to raise the same, so they get 10 seconds to
+    "interrupted", then closed  Ctrl-C made it leave at once. All of them get that signal as a rule, so they get 10 seconds, too
     "done", then closed         the end of its work, or of a run that a signal stopped: nothing is said
 
 The first keeper that lives waits a moment (several may go together), writes one line and tells all others to leave. Where it does not
@@ -34,9 +35,9 @@ from megamesh.engine.meeting import Meeting, meet
 
 log = logging.getLogger(__name__)
 
-DONE, FAILED, LEAVE, GONE = b"d", b"f", b"l", b""
+DONE, FAILED, INTERRUPTED, LEAVE, GONE = b"d", b"f", b"i", b"l", b""
 GONE_SECONDS, FAILED_SECONDS, TURN_SECONDS = 0.5, 10.0, 20.0
-VERDICT_SECONDS = 60.0
+VERDICT_SECONDS, SAY_SECONDS = 60.0, 1.0
 LOST_PEER = ("by peer", "Broken pipe", "ncclRemoteError", "remote process exit")
 """What gloo, torch's store and NCCL say when the other side is gone."""
 
@@ -63,6 +64,14 @@ def leaving_together(mend: str) -> Iterator[None]:
         watch.leave(FAILED)
         raise
     watch.leave(DONE)
+
+
+def say_interrupted() -> None:
+    """Tell all others that this process is about to leave at once. For a thread that ends the process."""
+    for watch in list(_watches):
+        with suppress(OSError):
+            watch.main_thread.send(INTERRUPTED)
+            watch.join(SAY_SECONDS)
 
 
 def _tells_of_a_lost_peer(error: BaseException | None) -> bool:
@@ -135,9 +144,10 @@ class _Watch(threading.Thread):
         return math.inf if keepers else 0.0
 
     def _end_the_run(self) -> None:
-        gone, failed = (self._named(word) for word in (GONE, FAILED))
+        gone, failed, interrupted = (self._named(word) for word in (GONE, FAILED, INTERRUPTED))
         what = [f"{gone} ended without a word (killed, out of memory, or its host is lost)"] if gone else []
         what += [f"{failed} failed (its own message says why)"] if failed else []
+        what += [f"Ctrl-C ended {interrupted}"] if interrupted else []
         message = f"error: {' and '.join(what)}; all others leave. {self.mend}\n"
         os.write(2, message.encode())  # at once and unlocked: the main thread may be writing, or stuck in it
         self._tell_all(LEAVE)

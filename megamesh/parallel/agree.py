@@ -1,10 +1,13 @@
 """Ranks that must agree: on an error, on a number."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
+
+from megamesh.errors import ConfigError
 
 T = TypeVar("T")
 
@@ -53,8 +56,35 @@ def node_by_node(build: Callable[[], T], local_rank: int) -> T:
     return results[0]
 
 
+def on_every_rank(build: Callable[[], T]) -> T:
+    """Call `build` on every rank; where it raises ConfigError on any, all raise the first of them. A collective."""
+    error: ConfigError | None = None
+    results: list[T] = []
+    try:
+        results.append(build())
+    except ConfigError as raised:
+        error = raised
+    errors: list[ConfigError | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(errors, error)
+    if first := next((found for found in errors if found is not None), None):
+        raise first from error
+    return results[0]
+
+
+def first_to_say(subject: str) -> bool:
+    """Whether no rank has asked this before; without waiting for any. Of ranks that fail, alone or together, one tells it."""
+    store = distributed_c10d._get_default_store()
+    return int(store.add(f"megamesh/{subject}", 1)) == 1
+
+
 def largest(value: int, device: torch.device) -> int:
     """The largest of all ranks' values. A collective."""
-    tensor = torch.tensor(value, device=device)
+    return largest_of_each([value], device)[0]
+
+
+def largest_of_each(values: Sequence[int], device: torch.device) -> list[int]:
+    """The largest of all ranks' first values, of their second ones, and so on. A collective."""
+    tensor = torch.tensor([int(value) for value in values], device=device)
     dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-    return int(tensor)
+    largest_values: list[int] = tensor.tolist()
+    return largest_values

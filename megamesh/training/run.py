@@ -8,7 +8,7 @@ Everything that can be wrong is looked at in this order, cheap before expensive;
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,18 +33,21 @@ from megamesh.errors import ConfigError, DataError
 from megamesh.launch import read_launch
 from megamesh.model.counts import count_parameters
 from megamesh.model.flops import flops_per_token
-from megamesh.parallel.agree import node_by_node, rank_zero_first
+from megamesh.parallel.agree import node_by_node, on_every_rank, rank_zero_first
 from megamesh.parallel.mesh import ProcessMesh
 from megamesh.training.build import build_engine, build_mesh, cut_over_pipeline
-from megamesh.training.hooks.checkpoint import CheckpointHook
+from megamesh.training.hooks.checkpoint import CheckpointHook, when_saved
 from megamesh.training.hooks.console import ConsoleHook
 from megamesh.training.hooks.evaluation import EvaluationHook
 from megamesh.training.hooks.memory import MemoryHook
 from megamesh.training.hooks.metrics_file import MetricsFileHook
 from megamesh.training.hooks.nonfinite import NonFiniteHook
 from megamesh.training.hooks.progress import ProgressHook
+from megamesh.training.hooks.save_clock import SaveClock
 from megamesh.training.hooks.signals import SignalHook
 from megamesh.training.hooks.tensorboard import TensorBoardHook
+from megamesh.training.hooks.user import load_hooks
+from megamesh.training.interrupt import Interrupts
 from megamesh.training.resume import find_start, load_start
 from megamesh.training.throughput import Throughput, device_peak_tflops
 from megamesh.training.trainer import Hook, Trainer
@@ -56,12 +59,13 @@ log = logging.getLogger(__name__)
 def run(loaded: LoadedConfig) -> None:
     """A whole training process: join the process group, train, leave it. Raises MegaMeshError for what a user can mend."""
     signals = SignalHook()
-    device = init_distributed()
-    try:
-        with leaving_together("The same command continues from the last checkpoint."):
-            train(loaded, device, signals)
-    finally:
-        shut_down_distributed()
+    with Interrupts(signals):
+        device = init_distributed()
+        try:
+            with leaving_together("The same command continues from the last checkpoint."):
+                train(loaded, device, signals)
+        finally:
+            shut_down_distributed()
 
 
 def train(loaded: LoadedConfig, device: torch.device, signals: SignalHook) -> Trainer:
@@ -77,6 +81,7 @@ def prepare(loaded: LoadedConfig, device: torch.device, signals: SignalHook) -> 
     """Everything between the process group and the first step."""
     config = loaded.run
     batch = resolve_batch(config.batch, data_parallel_size(config.parallel, dist.get_world_size()))
+    users_hooks = on_every_rank(partial(load_hooks, config.training.hooks))
     mesh = build_mesh(config, device)
     rank_zero_first(partial(_check_folders, config))
     local_rank = read_launch(os.environ).local_rank
@@ -93,9 +98,8 @@ def prepare(loaded: LoadedConfig, device: torch.device, signals: SignalHook) -> 
     _say_what_is_trained(engine, config, padded_vocab_size)
     log.info("learning rate: %s", describe_schedule(config.optimizer, train_iters))
     load_start(engine, start, verify=config.checkpoint.verify_checkpoint)
-    hooks = _hooks(
-        loaded, signals, data, mesh, batch, train_iters, _throughput(config, batch, padded_vocab_size, device)
-    )
+    throughput = _throughput(config, batch, padded_vocab_size, device)
+    hooks = _hooks(loaded, signals, data, mesh, batch, train_iters, throughput, users_hooks)
     assert data.train is not None, "build_datasets gives a training set wherever samples are wanted"
     batches = _batches(
         data.train, mesh, batch, state.consumed_samples, num_samples, config.data.num_workers, device.type == "cuda"
@@ -127,6 +131,8 @@ def _say_what_follows(step: int, train_iters: int, batch: ResolvedBatch, config:
         step + 1, train_iters, batch.train_batch_size, config.model.sequence_length,
         batch.data_parallel_size, divided, split,
     )  # fmt: skip
+    if config.checkpoint.save:
+        log.info("saves to %s %s", config.checkpoint.save, when_saved(config.checkpoint))
 
 
 def _hooks(
@@ -137,6 +143,7 @@ def _hooks(
     batch: ResolvedBatch,
     train_iters: int,
     throughput: Throughput,
+    users_hooks: Sequence[Hook],
 ) -> list[Hook]:
     config = loaded.run
     num_evaluated = config.training.eval_iters * batch.train_batch_size
@@ -153,11 +160,15 @@ def _hooks(
         ProgressHook(config.log.log_interval, throughput),
         EvaluationHook(config.training.eval_interval, valid, test, valid_parts),
         MemoryHook(config.log.log_interval),
+        *users_hooks,
     ]
     if dist.get_rank() == 0:
         hooks += _sinks(config, train_iters)
     if config.checkpoint.save:
-        hooks.append(CheckpointHook(config.checkpoint, _saved_config(config, train_iters), loaded.sources))
+        signals.clock = SaveClock(config.checkpoint.minutes_between_saves)
+        hooks.append(
+            CheckpointHook(config.checkpoint, _saved_config(config, train_iters), loaded.sources, signals.clock)
+        )
     elif dist.get_rank() == 0:
         log.warning("save is not given: this run writes no checkpoint")
     return hooks

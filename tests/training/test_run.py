@@ -2,26 +2,24 @@
 
 import json
 import logging
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from megamesh.checkpoint.reader import read_meta, read_weights
 from megamesh.config.load import load_config
+from megamesh.engine.engine import StepResult
 from megamesh.errors import MegaMeshError
 from megamesh.training.hooks.metrics_file import read_metrics
 from megamesh.training.hooks.signals import SignalHook
-from megamesh.training.run import train
+from megamesh.training.run import prepare, train
 from tests.distributed import run
 from tests.processes import run_ranks, run_script
-from tests.training.tiny import ROOT, launch, losses, write_config, write_corpus
+from tests.training.tiny import launch, losses, write_config, write_corpus
 
 KILLED_RUN = "tests/training/killed_run.py"
 
@@ -168,22 +166,51 @@ def test_a_run_does_not_load_an_older_checkpoint_of_its_own_behind_its_back(fold
     assert f"write global_step2 into {folder / 'run/latest'}" in message
 
 
-def test_sigterm_saves_and_leaves_with_status_0(folder: Path) -> None:
-    config = write_config(folder, "stopped", train_iters=100_000, checkpoint_factor=None, log_interval=1, eval_iters=0)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    process = subprocess.Popen(
-        [sys.executable, ROOT / "tools/train.py", config], env=environment, stderr=subprocess.PIPE, text=True
-    )
-    metrics = folder / "stopped/metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    _, output = process.communicate(timeout=120)
-    assert process.returncode == 0, output
-    assert "SIGTERM: stopped after step" in output
-    step = read_meta(folder / "stopped").state.step
-    assert max(losses(folder / "stopped")) == step
+@pytest.mark.parametrize(
+    ("keys", "kept"),
+    [
+        ({"checkpoint_factor": 4}, {"global_step4", "global_step6"}),
+        ({"checkpoint_factor": 4, "async_save": True}, {"global_step4", "global_step6"}),
+        ({"checkpoint_factor": 4, "keep_last_n_checkpoints": 3}, {"global_step4", "global_step5", "global_step6"}),
+        ({"checkpoint_minutes": 0, "checkpoint_factor": None}, {"global_step6"}),
+    ],
+    ids=["replaced", "in-the-background", "counted", "never"],
+)
+def test_checkpoints_by_time_go_when_the_next_is_complete(folder: Path, keys: dict[str, Any], kept: set[str]) -> None:
+    """They are there for a run that ends early, and must not fill the disk; those of named steps stay."""
+    settings = {"checkpoint_minutes": 1e-9, "train_iters": 6, "eval_iters": 0} | keys
+    assert run(2, train_here, write_config(folder, **settings)) == [6, 6]
+    assert {path.name for path in (folder / "run").glob("global_step*")} == kept
+    assert read_meta(folder / "run").until_next is False
+
+
+def test_a_run_continues_from_a_checkpoint_by_time_and_then_removes_it(folder: Path) -> None:
+    keys = {"checkpoint_minutes": 1e-9, "checkpoint_factor": None, "eval_iters": 0}
+    run(1, train_here, write_config(folder, "straight", train_iters=6, **keys | {"checkpoint_minutes": 0}))
+    died = run(1, die_after_step_3, write_config(folder, train_iters=6, **keys))
+    assert died == [{"global_step3"}]
+    assert run(1, train_here, write_config(folder, train_iters=6, **keys)) == [6]
+    assert {path.name for path in (folder / "run").glob("global_step*")} == {"global_step6"}
+    assert_same_run(folder / "run", folder / "straight")
+
+
+def die_after_step_3(config: Path) -> set[str]:
+    """What is left of a run that an error ends in step 4."""
+    trainer = prepare(load_config([config]), torch.device("cpu"), SignalHook())
+    train_step = trainer.engine.train_step
+
+    def dying(*inputs: Any) -> StepResult:
+        if trainer.state.step == 3:
+            raise RuntimeError("gone")
+        return train_step(*inputs)
+
+    trainer.engine.train_step = dying
+    with pytest.raises(RuntimeError, match="gone"):
+        trainer.train()
+    trainer.engine.close()
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_DFL)
+    return {path.name for path in config.with_suffix("").glob("global_step*")}
 
 
 def test_the_checkpoint_tells_where_it_came_from(folder: Path) -> None:

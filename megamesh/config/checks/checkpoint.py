@@ -30,15 +30,17 @@ def loading_has_a_source(given: Given) -> Iterator[str]:
             yield f"{given.show(key)} has no effect without load; add load or remove it"
 
 
-@rule("async_save", "save")
-def asynchronous_saves_go_somewhere(given: Given) -> Iterator[str]:
-    if given.run.checkpoint.async_save and given.run.checkpoint.save is None:
-        yield f"{given.show('async_save')} has no effect without save; add save or remove it"
+@rule("async_save", "checkpoint_minutes", "save")
+def saves_go_somewhere(given: Given) -> Iterator[str]:
+    checkpoint = given.run.checkpoint
+    for key in ("async_save", "checkpoint_minutes"):
+        if getattr(checkpoint, key) and checkpoint.save is None:
+            yield f"{given.show(key)} has no effect without save; add save or remove it"
 
 
 CHECKPOINT_RULES: tuple[Rule, ...] = (
     log_scale_grows,
     extra_saves_are_steps,
     loading_has_a_source,
-    asynchronous_saves_go_somewhere,
+    saves_go_somewhere,
 )

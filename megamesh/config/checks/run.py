@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from megamesh.config.rule import Given, Rule, either, rule
+from megamesh.config.rule import Given, Rule, either, rule, show_value
 
 BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
@@ -57,6 +57,15 @@ def compiled_blocks_hold_their_weights(given: Given) -> Iterator[str]:
         )
 
 
+@rule("hooks")
+def hooks_have_places(given: Given) -> Iterator[str]:
+    for entry in given.run.training.hooks:
+        module, _, name = entry.partition(":")
+        if not (name.isidentifier() and all(part.isidentifier() for part in module.split("."))):
+            place = given.places.get("hooks", "default")
+            yield f"hooks={show_value(entry)} ({place}) is not module:name; write e.g. my_module:MyHook"
+
+
 RUN_RULES: tuple[Rule, ...] = (
     batch_sizes_agree,
     batch_is_given,
@@ -64,4 +73,5 @@ RUN_RULES: tuple[Rule, ...] = (
     length_is_given,
     loop_recomputation_needs_recursion,
     compiled_blocks_hold_their_weights,
+    hooks_have_places,
 )

@@ -7,6 +7,8 @@ from pydantic import Field
 
 from megamesh.config.keys.section import Section
 
+DEFAULT_MINUTES = 30.0
+
 
 class CheckpointConfig(Section):
     """When checkpoints are written, where, and what is read back."""
@@ -21,6 +23,12 @@ class CheckpointConfig(Section):
     )
     checkpoint_scale: Literal["linear", "log"] = Field(
         "linear", description="linear: every checkpoint_factor steps. log: at steps 1, factor, factor² …."
+    )
+    checkpoint_minutes: float | None = Field(
+        None,
+        ge=0,
+        description="Minutes after the last save at which to save whatever the step; 0: never. Default: 30 where neither checkpoint_factor "
+        "nor extra_save_iters is given. Without keep_last_n_checkpoints such a checkpoint goes when the next one is complete.",
     )
     extra_save_iters: list[int] = Field(default_factory=list, description="Further steps at which to save.")
     keep_last_n_checkpoints: int | None = Field(
@@ -39,6 +47,14 @@ class CheckpointConfig(Section):
         False,
         description="Draw dropout from this run's seed. Default: from the seed of the checkpoint, also where seed is another now.",
     )
+
+    @property
+    def minutes_between_saves(self) -> float | None:
+        """Minutes after which a save is due by time; None where none ever is."""
+        if self.checkpoint_minutes is not None:
+            return self.checkpoint_minutes or None
+        by_steps = self.checkpoint_factor is not None or self.extra_save_iters
+        return None if by_steps else DEFAULT_MINUTES
 
     @property
     def loads_itself(self) -> bool:

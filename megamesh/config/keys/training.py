@@ -33,3 +33,8 @@ class TrainingConfig(Section):
     max_nonfinite_steps: int = Field(
         10, ge=1, description="Skipped (non-finite) steps in a row after which the run stops."
     )
+    hooks: list[str] = Field(
+        default_factory=list,
+        description="Hooks of your own, as module:name; megamesh/training/trainer.py says what a hook is and finds, "
+        "examples/hooks/gradient_norms.py is one. The module is found on PYTHONPATH.",
+    )

@@ -3,19 +3,21 @@
     items ─▶ work, in this process (one worker) or in several ─▶ results in the order of the items
 
 Workers on one machine are forked, so that they share what has been loaded. Under MPI they are started afresh: a fork would share the
-connections of the job.
+connections of the job. Ctrl-C, which a terminal sends to all of them, is the parent's to answer: it ends its workers.
 """
 
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
 from typing import Any, Literal, TypeVar
 
+from megamesh.child_signals import children_without
 from megamesh.errors import DataError
 
 Item = TypeVar("Item")
@@ -44,7 +46,11 @@ class Pool:
         self._executor = ProcessPoolExecutor(
             workers, mp_context=get_context(start), initializer=_start_worker, initargs=(make_work,)
         )
-        self._executor.submit(os.getpid)  # the first task forks all workers: before this process has threads of its own
+        self._others = set(active_children())
+        with children_without({signal.SIGINT}):
+            self._executor.submit(
+                os.getpid
+            )  # the first task forks all workers: before this process has threads of its own
 
     def run(self, items: Sequence[Item]) -> Iterator[Any]:
         """Results in the order of `items`; what `work` raised is raised here, the first in this order first."""
@@ -70,12 +76,17 @@ class Pool:
     def __enter__(self) -> "Pool":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._executor is not None:
-            self._executor.shutdown(wait=True, cancel_futures=True)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._executor is None:
+            return
+        if kind is not None and not issubclass(kind, Exception):  # Ctrl-C: nobody waits for items that nobody wants
+            for worker in set(active_children()) - self._others:
+                worker.kill()
+        self._executor.shutdown(wait=True, cancel_futures=True)
 
 
 def _start_worker(make_work: Callable[[], Callable[[Any], Any]]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # spawned workers may have been started later
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     _Worker.work = make_work()
 

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from megamesh.child_signals import children_without
 from megamesh.data.samples.batch import Batch, make_batch
 from megamesh.data.samples.dataset import TokenDataset
 from megamesh.data.samples.sampler import micro_batch_ids
@@ -69,12 +70,8 @@ class _Batches(Iterator[Batch]):
             pin_memory=pin_memory,
         )
         others = set(active_children())
-        # A worker inherits the mask, and keeps it: from its first instruction on, these signals do not reach it.
-        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS_THAT_SAVE)
-        try:
+        with children_without(_SIGNALS_THAT_SAVE):
             self._source: Iterator | None = iter(loader)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
         self._workers = set(active_children()) - others
         _running.add(self)
 

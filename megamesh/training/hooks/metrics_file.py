@@ -29,7 +29,7 @@ class MetricsFileHook(Hook):
         step, finished = trainer.state.step, trainer.state.step >= trainer.train_iters
         kept = []
         for row in read_metrics(self.path) if self.path.exists() else []:
-            evaluated_again = finished and row["kind"] != "train"
+            evaluated_again = finished and row["kind"] in ("valid", "test")
             if row["step"] < step or (row["step"] == step and not evaluated_again):
                 kept.append(row)
         temporary = self.path.with_suffix(".tmp")

@@ -9,6 +9,7 @@ from different ones. A collective that follows the order of a set hangs here as 
 """
 
 import atexit
+import itertools
 import multiprocessing
 import os
 import random
@@ -55,6 +56,19 @@ class Process(ForkServerProcess):
             server.ensure_running()
         with patch.object(forkserver, "connect_to_new_process", server.connect_to_new_process):
             return Popen(process)
+
+
+class Forked:
+    """In place of the context that multiprocessing.get_context("spawn") gives to what is tested."""
+
+    Pipe = staticmethod(multiprocessing.Pipe)
+    _ranks = itertools.count()
+
+    @classmethod
+    def Process(cls, target: Callable[..., object], args: tuple[Any, ...], daemon: bool) -> Process:
+        process = Process(target, args, next(cls._ranks))
+        process.daemon = daemon
+        return process
 
 
 class Script(Process):

@@ -4,7 +4,11 @@ import ast
 import subprocess
 from pathlib import Path
 
+from tests import fast
+
 ROOT = Path(__file__).parents[1]
+LEAST_ANNOTATED = 0.95
+Function = ast.FunctionDef | ast.AsyncFunctionDef
 TOP_LEVEL = {"megamesh", "tools", "examples", "tests", "docker", "setup.py", "README.md"}
 
 
@@ -13,6 +17,21 @@ def tracked_files() -> list[Path]:
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     return [Path(line) for line in listing.stdout.splitlines() if (ROOT / line).exists()]
+
+
+def sources() -> list[Path]:
+    return [path for path in tracked_files() if path.suffix == ".py"]
+
+
+def functions(path: Path) -> list[Function]:
+    return [node for node in ast.walk(ast.parse((ROOT / path).read_text())) if isinstance(node, Function)]
+
+
+def is_annotated(function: Function) -> bool:
+    """What it takes and what it returns; `self` and what __init__ returns need no words."""
+    arguments = function.args.posonlyargs + function.args.args + function.args.kwonlyargs
+    taken = all(argument.annotation for argument in arguments if argument.arg not in ("self", "cls"))
+    return taken and (function.returns is not None or function.name == "__init__")
 
 
 def imports(path: Path) -> set[str]:
@@ -40,3 +59,16 @@ def test_tools_hold_no_path_edits() -> None:
     for path in tracked_files():
         if path.suffix == ".py" and path.parts[0] in {"tools", "examples", "megamesh"}:
             assert "sys.path" not in (ROOT / path).read_text(), path
+
+
+def test_functions_say_what_they_take_and_return() -> None:
+    every = [(path, function) for path in sources() for function in functions(path)]
+    silent = [f"{path}:{function.lineno} {function.name}" for path, function in every if not is_annotated(function)]
+    assert len(silent) <= (1 - LEAST_ANNOTATED) * len(every), "\n".join(silent)
+
+
+def test_what_the_fast_run_names_is_there() -> None:
+    assert [name for name in fast.SLOW if not (fast.TESTS / name).exists()] == []
+    for test in fast.AXES.values():
+        file, name = test.split("::")
+        assert file in fast.SLOW and f"def {name.partition('[')[0]}(" in (fast.TESTS / file).read_text(), test

@@ -4,7 +4,9 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -18,8 +20,17 @@ from megamesh.benchmark.report import Measurement, benchmark
 from megamesh.config.load import load_config
 from megamesh.errors import ConfigError, TrainingError
 from megamesh.pipeline.order import training_order
+from tests.processes import Forked
 from tests.training.tiny import write_config
 from tools.benchmark import main
+
+
+@pytest.fixture(scope="module", autouse=True)
+def processes() -> Iterator[None]:
+    """Processes are forked, but in the test that takes this back."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(multiprocessing, "get_context", lambda method: Forked)
+        yield
 
 
 def measurement(config: Path, seconds: list[float]) -> Measurement:
@@ -64,7 +75,8 @@ def die(self: object, count: int) -> float:
 def test_a_process_that_dies_ends_the_benchmark_and_all_its_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The other one, which waits for it, is not waited for."""
+    """The other one, which waits for it, is not waited for. These processes import for themselves, as those of users do."""
+    monkeypatch.setattr(multiprocessing, "get_context", get_context)
     candidate = make_candidate("config", load_config([write_config(tmp_path)]).run, 64)
     before = set(multiprocessing.active_children())
     monkeypatch.setattr(module, "_serve", serve_and_die)

@@ -8,6 +8,7 @@ A scheme is one class, which answers for all that it is: see megamesh/model/recu
 ours. A class is imported when it is first asked, so that a plain model's configuration loads without one.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from functools import cache
 from importlib import import_module
@@ -19,6 +20,7 @@ from megamesh.config.keys import RecursionConfig, Section
 from megamesh.errors import ConfigError
 
 _OURS = "megamesh.model.recursion.schemes"
+_CLASS = re.compile(r"\w+(\.\w+)*:\w+")
 _BASE = "megamesh.model.recursion.scheme"
 PLAIN = "base"
 """Plain recursion, which other schemes are compared with and upcycled ones start near."""
@@ -54,6 +56,10 @@ def parse_scheme(text: str) -> tuple[str, ...]:
     The name of a user's class, `module:Class`, is a single term.
     """
     if is_own(text):
+        if not _CLASS.fullmatch(text.strip()):
+            raise ConfigError(
+                f"recursion_scheme={text!r} is not module:Class; write it as my_package.my_module:MyScheme"
+            )
         return (text.strip(),)
     terms = text.replace(" ", "").split("+")
     unknown = [term for term in terms if term not in BUILT_IN]

@@ -8,6 +8,7 @@ from megamesh.parallel.tensor import SINGLE
 from tests.distributed import run
 from tests.model.sharded import BATCH, SEQUENCE, Case, batch
 from tests.model.test_transformer import saved_bytes
+from tests.schemes import DIVIDED
 
 
 def _measure(case: Case) -> int:
@@ -16,7 +17,7 @@ def _measure(case: Case) -> int:
 
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("sequence_parallel", [False, True])
-@pytest.mark.parametrize("scheme", ["mesh", "static", "dynamic"])
+@pytest.mark.parametrize("scheme", DIVIDED)
 def test_each_rank_holds_its_part(scheme: str, sequence_parallel: bool, size: int) -> None:
     case = Case(scheme, sequence_parallel=sequence_parallel)
     whole = highway_bytes(case.build(), batch()[0])

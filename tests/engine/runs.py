@@ -72,6 +72,7 @@ class Setup:
     num_passes: int | None = None
     recursion: str = "1+1R2+1"
     model: dict[str, Any] = field(default_factory=dict)  # more keys of the model
+    recursion_keys: dict[str, Any] = field(default_factory=dict)
 
     def parallel(self) -> ParallelConfig:
         return ParallelConfig(
@@ -96,7 +97,7 @@ def model_configs(setup: Setup) -> tuple[ModelConfig, RecursionConfig]:
     keys: dict[str, Any] = {"num_attention_heads": 4, "pos_emb": "rotary", "rotary_pct": 0.5} | setup.model
     recursion = RecursionConfig()
     if setup.scheme is not None:
-        recursion = RecursionConfig(recursion=setup.recursion, recursion_scheme=setup.scheme)
+        recursion = RecursionConfig(recursion=setup.recursion, recursion_scheme=setup.scheme, **setup.recursion_keys)
     model = ModelConfig(
         num_layers=recursion.layout.compute_depth if recursion.layout else 4,
         hidden_size=32,

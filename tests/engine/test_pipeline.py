@@ -25,7 +25,7 @@ def _setup(stage: int, size: int = 2, scheme: str | None = "mesh", **changes: An
     return Setup(stage, pipe_parallel_size=size, scheme=scheme, **({"model": BOLD} | changes))
 
 
-def _on_ring(world_size: int, setup: Setup) -> Trained:
+def on_ring(world_size: int, setup: Setup) -> Trained:
     """What all ranks found together: every pipeline rank has parameters of its own."""
     answers = run(world_size, train_and_look, setup, STEPS)
     results, _, _, communication = answers[0]
@@ -59,7 +59,7 @@ def _on_ring(world_size: int, setup: Setup) -> Trained:
     ),
 )
 def test_ten_steps_are_those_of_one_process(world_size: int, setup) -> None:
-    compare_with_one_process(setup, _on_ring(world_size, setup))
+    compare_with_one_process(setup, on_ring(world_size, setup))
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_in_16_bits_it_is_as_near_fp32_as_one_process_is(
     precision: str, world_size: int, setup, one_process: dict[str, tuple[float, float]]
 ) -> None:
     own_losses, own_gradients = one_process[precision]
-    losses, gradients = distance(_setup(1), _on_ring(world_size, replace(setup, **_keys(precision))))
+    losses, gradients = distance(_setup(1), on_ring(world_size, replace(setup, **_keys(precision))))
     assert losses < 3 * own_losses and gradients < 1.5 * own_gradients
 
 

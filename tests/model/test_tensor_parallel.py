@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from megamesh.config.schemes import names
 from tests.distributed import run
 from tests.model.sharded import BLOCKS, Case, batch, gather, loss_and_gradients
 
-SCHEMES = [None, "base", "anchor", "residual+anchor*", "static", "dynamic", "mesh"]
+SCHEMES = [None, *names(), "residual+anchor*"]
 PAIRS = [(scheme, "MHA, sequential") for scheme in SCHEMES] + [
     (scheme, blocks) for blocks in list(BLOCKS)[1:] for scheme in (None, "mesh")
 ]

@@ -12,6 +12,7 @@ from megamesh.model.build import build_model
 from megamesh.model.init import initial_value
 from megamesh.model.transformer import Transformer
 from tests.model.slot_oracle import run_mesh
+from tests.schemes import SCHEMES
 
 VOCAB = 64
 
@@ -41,9 +42,7 @@ def batch(seed: int = 0, size: int = 2, length: int = 12):
     return tokens[:, :-1], tokens[:, 1:], torch.ones(size, length)
 
 
-@pytest.mark.parametrize(
-    "scheme", ["base", "residual", "anchor", "anchor*", "residual+anchor", "anchor+anchor*", "static", "dynamic"]
-)
+@pytest.mark.parametrize("scheme", [scheme for scheme in SCHEMES if scheme != "mesh"])  # which has an oracle of its own
 def test_schemes_follow_their_formula(scheme: str) -> None:
     model = build(scheme, gpt_j_residual=False)
     torch.manual_seed(1)

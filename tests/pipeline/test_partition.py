@@ -18,6 +18,7 @@ from megamesh.model.recursion.scheme import build_routers, build_scheme
 from megamesh.pipeline.partition import build_partition, forward_costs
 from megamesh.pipeline.simulator import simulate_step
 from megamesh.pipeline.stages import ENTER, Costs, Partition
+from tests.schemes import SCHEMES
 
 VOCAB = 512
 
@@ -253,9 +254,7 @@ def test_costs_of_a_stage_are_those_of_what_it_holds() -> None:
     assert [stage.cost(costs) for stage in stages] == [1.25, 1.5, 1.0, 1.5, 1.0, 11.0]
 
 
-@pytest.mark.parametrize(
-    "scheme", ["base", "residual", "anchor", "anchor*", "residual+anchor*", "static", "dynamic", "mesh"]
-)
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_embeddings_are_carried_to_schemes_that_read_them(scheme: str) -> None:
     """What is not a number in h_emb is found in the core's inputs, or is never looked at."""
     model, recur = configs("1+1R1+1", scheme)

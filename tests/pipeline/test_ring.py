@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from megamesh.config.schemes import names
 from megamesh.parallel.collectives import Kind, count_communication
 from megamesh.pipeline import highway as highway_module
 from megamesh.pipeline import ring as ring_module
@@ -22,7 +23,7 @@ from tests.distributed import run
 from tests.model.sharded import join_shards
 from tests.pipeline.cases import BATCH, HIDDEN, SEQUENCE, Case
 
-SCHEMES = ["base", "residual", "anchor", "anchor*", "residual+anchor+anchor*", "static", "dynamic", "mesh"]
+SCHEMES = [*names(), "residual+anchor+anchor*"]
 LLAMA: dict[str, Any] = {
     "norm": "rmsnorm",
     "activation": "swiglu",

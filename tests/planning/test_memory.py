@@ -14,6 +14,7 @@ from megamesh.parallel.tensor import SINGLE, TensorParallel
 from megamesh.planning.memory import memory_per_rank, parameters_per_rank
 from tests.distributed import run as run_processes
 from tests.model.test_transformer import saved_bytes
+from tests.schemes import DIVIDED, SCHEMES
 
 SMALL = {
     "num_layers": 8,
@@ -144,7 +145,7 @@ def test_activations_are_about_what_torch_saves_for_backward(
 
 
 @pytest.mark.parametrize(("size", "sequence_parallel"), LAYOUTS)
-@pytest.mark.parametrize("scheme", ["static", "dynamic", "mesh"])
+@pytest.mark.parametrize("scheme", DIVIDED)
 def test_what_a_highway_costs_over_plain_recursion_is_exact(scheme: str, size: int, sequence_parallel: bool) -> None:
     def measured_and_estimated(scheme: str) -> tuple[int, int]:
         keys = {**MESH, "recursion_scheme": scheme}
@@ -156,7 +157,7 @@ def test_what_a_highway_costs_over_plain_recursion_is_exact(scheme: str, size: i
     assert measured - measured_base == estimated - estimated_base
 
 
-@pytest.mark.parametrize("scheme", ["static", "dynamic", "mesh"])
+@pytest.mark.parametrize("scheme", DIVIDED)
 @pytest.mark.parametrize("sequence_parallel", [False, True])
 def test_the_highway_is_divided_over_tensor_ranks_in_both_modes(scheme: str, sequence_parallel: bool) -> None:
     whole = estimate(config(**{**MESH, "recursion_scheme": scheme}))["highway"]
@@ -164,7 +165,7 @@ def test_the_highway_is_divided_over_tensor_ranks_in_both_modes(scheme: str, seq
     assert whole > 0 and estimate(config(**keys))["highway"] * 4 == whole
 
 
-@pytest.mark.parametrize("scheme", ["base", "residual+anchor"])
+@pytest.mark.parametrize("scheme", [scheme for scheme in SCHEMES if scheme not in DIVIDED])
 def test_sums_keep_nothing_on_a_highway(scheme: str) -> None:
     assert estimate(config(**{**MESH, "recursion_scheme": scheme}))["highway"] == 0
 

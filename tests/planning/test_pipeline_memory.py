@@ -17,6 +17,7 @@ from megamesh.pipeline.partition import build_partition
 from megamesh.planning.memory import block_elements, loss_bytes, memory_per_rank
 from megamesh.planning.pipeline_memory import RankMemory, memory_of_ranks, parameters_of_ranks
 from tests.planning.test_memory import PADDED_VOCAB, SMALL, VOCAB
+from tests.schemes import SCHEMES
 
 PIPELINE = {"recursion": "1+2R3+1", "pipe_parallel_size": 2, "train_micro_batch_size_per_gpu": 2}
 BLOCKS = {"pipe_partition_method": "1,0+1,1+0,1"}
@@ -105,9 +106,7 @@ def kept_by_the_real_highway(run: RunConfig) -> int:
 
 
 @pytest.mark.parametrize("loops", [1, 2, 3])
-@pytest.mark.parametrize(
-    "scheme", ["base", "residual", "anchor", "anchor*", "residual+anchor", "static", "dynamic", "mesh"]
-)
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_the_highway_of_one_micro_batch_is_what_the_real_one_keeps(scheme: str, loops: int) -> None:
     """With one micro-batch the last rank is fullest when all forwards are done, if its activations are many: the head's logits."""
     run = config(recursion=f"1+2R{loops}+1", num_layers=2 + 2 * loops, recursion_scheme=scheme, **BLOCKS)

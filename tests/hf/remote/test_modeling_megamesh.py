@@ -22,8 +22,8 @@ from tests.hf.small_models import (
     model_config,
     tokens,
 )
+from tests.schemes import SCHEMES
 
-SCHEMES = ["base", "residual", "anchor", "anchor*", "residual+anchor", "anchor+anchor*", "static", "dynamic", "mesh"]
 BLOCKS = {
     "parallel": model_config(),
     "sequential-tied-head": model_config(gpt_j_residual=False, no_weight_tying=False, scale_embeddings=True),

@@ -104,7 +104,7 @@ def test_the_slot_ablation_is_there(slots: int) -> None:
     assert run_of(f"410m-4+8R2+4-mesh-{slots}slots.yml").recursion.num_slots == slots
 
 
-@pytest.mark.parametrize("model", [name for name in MODELS if not name.startswith("pythia")])
+@pytest.mark.parametrize("model", [name for name in MODELS if not name.startswith(("pythia", "tiny"))])
 def test_the_papers_recipe(model: str) -> None:
     run = run_of(model)
     num_layers, hidden_size, heads, peak = PAPER_SIZES[model.split("-")[0]]

@@ -1,11 +1,13 @@
-"""What the command lines of several tools have in common: `--set`, a checkpoint and its tokenizer, numbers from 1 up, pictures."""
+"""What the command lines of several tools share: `--set`, a checkpoint and its tokenizer, numbers from 1 up, pictures, folders."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from megamesh.config.yaml_files import parse_override
+from megamesh.errors import ConfigError
 
 PICTURES = (".png", ".pdf", ".svg")
 
@@ -42,10 +44,19 @@ def from_one(text: str) -> int:
 
 
 def picture(text: str) -> Path:
-    """A file that matplotlib can write, in a folder that exists, as a type for argparse."""
+    """A file that matplotlib can write, as a type for argparse."""
     path = Path(text)
     if path.suffix not in PICTURES:
         raise argparse.ArgumentTypeError(f"{text!r} does not end in {', '.join(PICTURES)}")
-    if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"the folder {str(path.parent)!r} does not exist; make it first")
+    nearest = next(folder for folder in path.absolute().parents if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be written: nothing can be made in {str(nearest)!r}")
     return path
+
+
+def make_folder(folder: Path, given: str) -> None:
+    """Make a folder that is to be written to, where it is missing; ConfigError where that cannot be, for what was `given`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{given}: the folder {folder} cannot be made ({error.strerror}); name another") from error

@@ -21,6 +21,7 @@ from megamesh.checkpoint.reader import read_meta
 from megamesh.config.batch import ResolvedBatch, resolve_batch
 from megamesh.config.keys import BatchConfig, CheckpointConfig, OptimizerConfig
 from megamesh.config.sections import SECTIONS, RunConfig
+from megamesh.data.samples.paths import same_data
 from megamesh.engine.engine import TrainingEngine
 from megamesh.errors import CheckpointError
 
@@ -170,6 +171,7 @@ def changed_order_keys(
         (key, saved[section].get(key, SECTIONS[section].model_fields[key].default), now[section][key])
         for section, keys in ORDER_KEYS.items()
         for key in keys
+        if section != "data" or not same_data(saved["data"], now["data"], key)
     ]
     saved_batch = resolve_batch(BatchConfig.model_validate(saved["batch"]), meta.layout["dp_size"])
     pairs.append(("train_batch_size", saved_batch.train_batch_size, batch.train_batch_size))

@@ -133,12 +133,10 @@ def checked_value(value: Any, key: str, options: ReadOptions) -> Any:
         for number, message in enumerate(value, start=1):
             _check_message(message, number, key)
     elif value is None:
-        raise BadValueError("null", f"{key!r} is null instead of text; mend or remove the record")
+        raise BadValueError("null", f"{key!r} is null instead of text")
     else:
         wanted = "a list of messages, objects with role and content" if options.messages else "text"
-        raise BadValueError(
-            "not-a-string", f"{key!r} is {_named(value)} instead of {wanted}; mend or remove the record"
-        )
+        raise BadValueError("not-a-string", f"{key!r} is {_named(value)} instead of {wanted}")
     return value
 
 
@@ -148,7 +146,7 @@ def _check_message(message: dict[str, Any], number: int, key: str) -> None:
         calls = part == "content" and message.get("tool_calls") and message.get(part) is None
         if not calls and not isinstance(message.get(part), str):
             found = f"its {part} is {_named(message[part])} instead of text" if part in message else f"it has no {part}"
-            raise BadValueError("bad-message", f"{key!r}, message {number}: {found}; mend or remove the record")
+            raise BadValueError("bad-message", f"{key!r}, message {number}: {found}")
 
 
 def _check_surrogates(text: str, key: str) -> None:

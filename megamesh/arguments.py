@@ -1,6 +1,7 @@
-"""What command lines of several tools share: configurations and `--set`, a checkpoint and its tokenizer, numbers from 1 up, pictures."""
+"""What command lines of several tools share: configurations and `--set`, a checkpoint and its tokenizer, counts, pictures, folders."""
 
 import argparse
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 from megamesh.config.sections import SECTIONS
 from megamesh.config.yaml_files import normalise, parse_override
+from megamesh.errors import ConfigError
 
 PICTURES = (".png", ".pdf", ".svg")
 
@@ -85,10 +87,19 @@ def from_one(text: str) -> int:
 
 
 def picture(text: str) -> Path:
-    """A file that matplotlib can write, in a folder that exists, as a type for argparse."""
+    """A file that matplotlib can write, as a type for argparse."""
     path = Path(text)
     if path.suffix not in PICTURES:
         raise argparse.ArgumentTypeError(f"{text!r} does not end in {', '.join(PICTURES)}")
-    if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"the folder {str(path.parent)!r} does not exist; make it first")
+    nearest = next(folder for folder in path.absolute().parents if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be written: nothing can be made in {str(nearest)!r}")
     return path
+
+
+def make_folder(folder: Path, given: str) -> None:
+    """Make a folder that is to be written to, where it is missing; ConfigError where that cannot be, for what was `given`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{given}: the folder {folder} cannot be made ({error.strerror}); name another") from error

@@ -11,12 +11,12 @@ import argparse
 import signal
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megamesh.arguments import add_configs, from_one, parse_with_overrides
+from megamesh.arguments import add_configs, from_one, make_folder, parse_with_overrides
 from megamesh.command import run_command
 from megamesh.config.batch import model_ranks
 from megamesh.config.schemes import parse_scheme
@@ -89,36 +89,60 @@ datatrove."""
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    train = commands.add_parser(
-        "train",
-        help="tokens/s, TFLOP/s, MFU, peak memory",
-        epilog=TRAIN_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    for name, (what, examples, add_options) in COMMANDS.items():
+        add_options(
+            commands.add_parser(name, help=what, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter)
+        )
+    return parse_with_overrides(parser, arguments)
+
+
+def add_candidates(command: argparse.ArgumentParser, default: list[str] | None = None, *others: str) -> None:
+    """The configuration to measure and, with a default, what it is compared with: schemes, a vanilla stack, or one of `others`."""
+    add_configs(command, also="; no data is needed, and with --set vocab_size=N no tokenizer")
+    if default is None:
+        return
+    known = ("vanilla", *others)
+    command.add_argument(
+        "--against", nargs="*", default=default, type=partial(other_model, *known), metavar="MODEL",
+        help=f"what to compare with: a recursion scheme, {' or '.join(known)} (default: {' '.join(default) or 'nothing'})",
+    )  # fmt: skip
+
+
+def add_folder(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--folder", type=Path, default=Path(), help="folder to write into, made where it is missing (default: here)"
     )
-    comm = commands.add_parser(
-        "comm",
-        help="tensor-parallel collectives and bytes per optimizer step, bytes of the state buffer",
-        epilog=COMM_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+
+
+def train_options(train: argparse.ArgumentParser) -> None:
+    add_candidates(train, ["base", "transformers"], "transformers")
+    train.add_argument("--processes", type=from_one, help="processes per model (default: as many as hold one copy)")
+    train.add_argument("--steps", type=from_one, default=5, help="optimizer steps per round (default: 5)")
+    train.add_argument("--rounds", type=from_one, default=5, help="rounds (default: 5)")
+    train.add_argument("--warmup", type=from_one, default=2, help="steps before the first round (default: 2)")
+
+
+def comm_options(comm: argparse.ArgumentParser) -> None:
+    add_candidates(comm, ["base"])
+
+
+def pipeline_options(pipeline: argparse.ArgumentParser) -> None:
+    add_candidates(pipeline, [])
+    pipeline.add_argument(
+        "--sleep-ms", type=float, metavar="MS", help="a block's forward sleeps so long, its backward twice"
     )
-    pipeline = commands.add_parser(
-        "pipeline",
-        help="idle time of pipeline ranks, measured and simulated",
-        epilog=PIPELINE_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    checkpoint = commands.add_parser(
-        "checkpoint",
-        help="seconds, GB/s and memory of saving and loading",
-        epilog=CHECKPOINT_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    data = commands.add_parser(
-        "data",
-        help="preprocessing, index building and loading beside other programs'",
-        epilog=DATA_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    pipeline.add_argument("--steps", type=from_one, default=3, help="steps after a first one (default: 3)")
+
+
+def checkpoint_options(checkpoint: argparse.ArgumentParser) -> None:
+    add_candidates(checkpoint)
+    checkpoint.add_argument("--processes", type=from_one, help="processes (default: as many as hold one copy)")
+    checkpoint.add_argument("--rounds", type=from_one, default=5, help="rounds (default: 5)")
+    add_folder(checkpoint)
+    checkpoint.set_defaults(against=[])
+
+
+def data_options(data: argparse.ArgumentParser) -> None:
     data.add_argument("--input", type=Path, metavar="FILE.jsonl", help="corpus (default: texts of this machine)")
     data.add_argument("--megabytes", type=from_one, default=200, help="size of the corpus that is made (default: 200)")
     data.add_argument(
@@ -136,38 +160,20 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help="tokens to cut into samples (default: 1e9)",
     )
-    data.add_argument("--folder", type=Path, default=Path(), help="existing folder to write into (default: here)")
-    for command in (train, comm, pipeline, checkpoint):
-        add_configs(command, also="; no data is needed, and with --set vocab_size=N no tokenizer")
-    train.add_argument(
-        "--against", nargs="*", default=["base", "transformers"], type=partial(other_model, "vanilla", "transformers"), metavar="MODEL",
-        help="what to compare with: a recursion scheme, vanilla or transformers (default: base transformers)",
-    )  # fmt: skip
-    comm.add_argument(
-        "--against", nargs="*", default=["base"], type=partial(other_model, "vanilla"), metavar="MODEL",
-        help="what to compare with: a recursion scheme or vanilla (default: base)",
-    )  # fmt: skip
-    pipeline.add_argument(
-        "--against",
-        nargs="*",
-        default=[],
-        type=partial(other_model, "vanilla"),
-        metavar="MODEL",
-        help="what to compare with: a recursion scheme or vanilla (default: nothing)",
-    )
-    pipeline.add_argument(
-        "--sleep-ms", type=float, metavar="MS", help="a block's forward sleeps so long, its backward twice"
-    )
-    pipeline.add_argument("--steps", type=from_one, default=3, help="steps after a first one (default: 3)")
-    train.add_argument("--processes", type=from_one, help="processes per model (default: as many as hold one copy)")
-    train.add_argument("--steps", type=from_one, default=5, help="optimizer steps per round (default: 5)")
-    train.add_argument("--rounds", type=from_one, default=5, help="rounds (default: 5)")
-    train.add_argument("--warmup", type=from_one, default=2, help="steps before the first round (default: 2)")
-    checkpoint.add_argument("--processes", type=from_one, help="processes (default: as many as hold one copy)")
-    checkpoint.add_argument("--rounds", type=from_one, default=5, help="rounds (default: 5)")
-    checkpoint.add_argument("--folder", type=Path, default=Path(), help="existing folder to write into (default: here)")
-    checkpoint.set_defaults(against=[])
-    return parse_with_overrides(parser, arguments)
+    add_folder(data)
+
+
+COMMANDS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], None]]] = {
+    "train": ("tokens/s, TFLOP/s, MFU, peak memory", TRAIN_EXAMPLES, train_options),
+    "comm": (
+        "tensor-parallel collectives and bytes per optimizer step, bytes of the state buffer",
+        COMM_EXAMPLES,
+        comm_options,
+    ),
+    "pipeline": ("idle time of pipeline ranks, measured and simulated", PIPELINE_EXAMPLES, pipeline_options),
+    "checkpoint": ("seconds, GB/s and memory of saving and loading", CHECKPOINT_EXAMPLES, checkpoint_options),
+    "data": ("preprocessing, index building and loading beside other programs'", DATA_EXAMPLES, data_options),
+}
 
 
 def other_model(*arguments: str) -> str:
@@ -248,8 +254,7 @@ def pipeline_table(args: argparse.Namespace) -> str:
 def checkpoint_table(args: argparse.Namespace) -> str:
     from megamesh.benchmark.checkpoint_speed import WayReport, measure_checkpoints
 
-    if not args.folder.is_dir():
-        raise ConfigError(f"--folder {args.folder} is not a folder; name one that exists")
+    make_folder(args.folder, f"--folder {args.folder}")
     (candidate,) = candidates_of(args)
     reports = measure_checkpoints(candidate, args.processes, args.rounds, args.folder)
 
@@ -284,8 +289,7 @@ def data_tables(args: argparse.Namespace) -> str:
 
     from megamesh.benchmark import data as speed
 
-    if not args.folder.is_dir():
-        raise ConfigError(f"--folder {args.folder} is not a folder; name one that exists")
+    make_folder(args.folder, f"--folder {args.folder}")
     for flag, path in (("--input", args.input), ("--vocab-file", args.vocab_file)):
         if path is not None and not path.is_file():
             raise ConfigError(f"{flag} {path} is not a file; name one that exists, or leave it out")

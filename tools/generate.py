@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from megamesh.arguments import add_checkpoint, add_moved_tokenizer
+from megamesh.arguments import add_checkpoint, add_moved_tokenizer, make_folder
 from megamesh.checkpoint.inference import OpenCheckpoint, open_checkpoint
 from megamesh.command import run_command
 from megamesh.errors import ConfigError, DataError, MegaMeshError
@@ -180,8 +180,8 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise ConfigError(f"{key}={value} is too small; use 1 or more")
     if args.output is not None and args.output.exists():
         raise ConfigError(f"--output={args.output} exists; name another file")
-    if args.output is not None and not args.output.parent.is_dir():
-        raise ConfigError(f"--output={args.output}: the folder {args.output.parent} does not exist; make it first")
+    if args.output is not None:
+        make_folder(args.output.parent, f"--output={args.output}")  # before all the work
 
 
 def read_inputs(args: argparse.Namespace) -> tuple[OpenCheckpoint, list[tuple[str, list[int]]]]:

@@ -75,7 +75,14 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    what = parser.add_argument_group("input")
+    add_input_flags(parser.add_argument_group("input"))
+    add_token_flags(parser.add_argument_group("tokens"))
+    add_masking_flags(parser.add_argument_group("labels: which tokens are counted in the loss", LABELS))
+    add_output_flags(parser)
+    return parser.parse_args(arguments)
+
+
+def add_input_flags(what: argparse._ArgumentGroup) -> None:
     what.add_argument(
         "--input", required=True, nargs="+",
         help="files, folders or patterns, separated by commas or spaces; - reads standard input",
@@ -103,7 +110,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--stdin-format", choices=["jsonl", "txt"], default="jsonl", help="kind of standard input (default: jsonl)"
     )
     what.add_argument("--num-docs", type=int, help="documents in the input, if known: progress then counts towards it")
-    how = parser.add_argument_group("tokens")
+
+
+def add_token_flags(how: argparse._ArgumentGroup) -> None:
     how.add_argument("--tokenizer-type", required=True, choices=TOKENIZER_TYPES, help="kind of tokenizer")
     how.add_argument(
         "--vocab-file", help="tokenizer.json, sentencepiece model, vocab.json, .tiktoken or vocabulary of characters"
@@ -115,7 +124,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     how.add_argument("--append-eod", action="store_true", help="end every document with the end-of-document token")
     how.add_argument("--ftfy", action="store_true", help="mend broken Unicode with ftfy first")
-    add_masking_flags(parser.add_argument_group("labels: which tokens are counted in the loss", LABELS))
+
+
+def add_output_flags(parser: argparse.ArgumentParser) -> None:
     out = parser.add_argument_group("output")
     out.add_argument("--output-prefix", required=True, help="start of the outputs' names")
     out.add_argument("--overwrite", action="store_true", help="replace existing outputs")
@@ -133,7 +144,6 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=100,
         help="fewest documents between two updates of the progress (default: 100)",
     )
-    return parser.parse_args(arguments)
 
 
 def add_masking_flags(group: argparse._ArgumentGroup) -> None:

@@ -12,7 +12,7 @@ from megamesh.arguments import from_one
 from megamesh.command import run_command
 from megamesh.config.keys import DataConfig
 from megamesh.data.store.split import Share, by_parts, by_range, by_shares, split
-from megamesh.data.store.stored import Stored
+from megamesh.data.store.stored import Stored, completed_prefix
 from megamesh.errors import ConfigError
 
 EXAMPLES = """\
@@ -42,7 +42,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--input", required=True, metavar="PREFIX", help="the dataset, without .bin or .idx")
+    parser.add_argument(
+        "--input", required=True, metavar="PREFIX", help="the dataset; its --output-prefix will do where that wrote one"
+    )
     parser.add_argument("--output-prefix", required=True, help="start of the outputs' names")
     how = parser.add_mutually_exclusive_group(required=True)
     how.add_argument("--split", metavar="SHARES", help="shares of train, valid and test, by documents: 969,30,1")
@@ -81,6 +83,7 @@ def choose(args: argparse.Namespace) -> Callable[[Stored], list[Share]]:
 
 def run(args: argparse.Namespace) -> None:
     started = time.monotonic()
+    prefix = completed_prefix(args.input)
     with tqdm(unit="B", unit_scale=True, desc="splitting", mininterval=0.5) as bar:
 
         def show(done: int, total: int) -> None:
@@ -88,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
             bar.update(done)
 
         written = split(
-            args.input,
+            prefix,
             args.output_prefix,
             choose(args),
             overwrite=args.overwrite,

@@ -28,5 +28,6 @@ def plot_lengths(found: Sequence[Statistics], path: Path) -> None:
         panel.set(xlabel="tokens in the document", ylabel=f"{what} (%)")
         panel.grid(alpha=0.3)
     axes[0].legend(frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     plt.close(figure)

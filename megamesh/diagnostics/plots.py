@@ -38,6 +38,7 @@ def plot_losses(curves: Mapping[str, LossCurve], path: Path, baselines: Mapping[
     axes.set(xlabel="tokens seen", ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
@@ -52,6 +53,7 @@ def plot_router_maps(maps: RouterMaps, path: Path, title: str) -> None:
     left.set_yticks(range(num_steps), ["transition", *(f"loop {t + 1}" for t in range(num_steps - 1))])
     figure.colorbar(image, ax=[left, right], label="mean weight", shrink=0.8)
     figure.suptitle(title)
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

@@ -27,6 +27,7 @@ NUMBERED_BARS = 70
 def plot_timeline(timeline: Timeline, partition: Partition, path: Path, title: str) -> None:
     """Draw every forward (light) and backward (dark) of a step whose timeline is in seconds; .png, .pdf or .svg."""
     figure = timeline_figure(timeline, partition, title)
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 

@@ -22,6 +22,7 @@ from megamesh.config.batch import ResolvedBatch, resolve_batch
 from megamesh.config.keys import BatchConfig, CheckpointConfig, ModelConfig, OptimizerConfig
 from megamesh.config.schemes import keys_of_start
 from megamesh.config.sections import SECTIONS, RunConfig
+from megamesh.data.samples.paths import same_data
 from megamesh.engine.engine import TrainingEngine
 from megamesh.errors import CheckpointError
 
@@ -174,6 +175,7 @@ def changed_order_keys(
         (key, saved[section].get(key, SECTIONS[section].model_fields[key].default), now[section][key])
         for section, keys in ORDER_KEYS.items()
         for key in keys
+        if section != "data" or not same_data(saved["data"], now["data"], key)
     ]
     length = ModelConfig.model_validate(saved["model"]).sequence_length
     pairs.append(("seq_length", length, config.model.sequence_length))

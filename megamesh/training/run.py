@@ -26,6 +26,7 @@ from megamesh.data.samples.batch import Batch
 from megamesh.data.samples.build import DataSplits, build_datasets, num_train_samples
 from megamesh.data.samples.dataset import TokenDataset
 from megamesh.data.samples.loader import iterate_batches
+from megamesh.data.samples.paths import say_whole_prefixes
 from megamesh.engine.distributed import init_distributed, shut_down_distributed
 from megamesh.engine.engine import TrainingEngine
 from megamesh.engine.liveness import leaving_together
@@ -87,6 +88,7 @@ def prepare(loaded: LoadedConfig, device: torch.device, signals: SignalHook) -> 
     local_rank = read_launch(os.environ).local_rank
     vocab_size, train_iters = node_by_node(partial(_sizes, config, batch), local_rank)
     if dist.get_rank() == 0:
+        say_whole_prefixes(config.data)
         warn_about_tokenizers(config.data, config.tokenizer)
     padded_vocab_size = padded_vocabulary(config, vocab_size)
     cut_over_pipeline(config, batch, padded_vocab_size)  # whatever is wrong with it is told before data is looked at

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 from megamesh.config.keys import DataConfig, ModelConfig, TokenizerConfig
+from megamesh.data.samples.paths import as_found
 from megamesh.data.store.manifest import tokenizer_disagreement, tokenizer_facts
 from megamesh.errors import ConfigError, DataError
 from megamesh.tokenizer.build import build_tokenizer, tokenizer_identity
@@ -59,7 +60,7 @@ def warn_about_tokenizers(data: DataConfig, tokenizer: TokenizerConfig) -> None:
     prefixes = [data.data_path] if data.data_path is not None else []
     for paths in (data.train_data_paths, data.valid_data_paths, data.test_data_paths):
         prefixes += paths or []
-    found = (tokenizer_disagreement(prefix, ours) for prefix in dict.fromkeys(prefixes))
+    found = (tokenizer_disagreement(prefix, ours) for prefix in dict.fromkeys(map(as_found, prefixes)))
     messages = [message for message in found if message is not None]
     for message in messages[:MOST_WARNINGS]:
         log.warning("%s", message)

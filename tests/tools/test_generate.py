@@ -112,7 +112,7 @@ def test_a_seed_gives_the_same_text_again(ours, tmp_path: Path, capsys: pytest.C
         (("--prompt", "a", "--pipe-parallel-size", "2"), "--pipe-parallel-size=2 does not divide 1 processes; use 1"),
         (("--input-file", "missing.txt"), "missing.txt"),
         (("--input-file", "/dev/null"), "is empty"),
-        (("--prompt", "a", "--output", "missing/texts.jsonl"), "the folder missing does not exist"),
+        (("--prompt", "a", "--output", "/dev/null/a/texts.jsonl"), "the folder /dev/null/a cannot be made"),
     ],
 )
 def test_bad_input_is_one_error(ours, options, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -196,7 +196,7 @@ def test_existing_output_is_kept_without_overwrite(
     ("change", "message"),
     [
         (["--input", "absent.jsonl"], "absent.jsonl: does not exist"),
-        (["--output-prefix", "nowhere/out"], "nowhere: the folder of --output-prefix does not exist"),
+        (["--output-prefix", "/dev/null/out"], "/dev/null"),
         (["--vocab-file", "absent.json"], "absent.json: does not exist"),
     ],
 )
@@ -211,6 +211,14 @@ def test_bad_arguments_are_named(
     monkeypatch.chdir(corpus.parent)
     assert main([*arguments(corpus, vocabulary, "out"), *change]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_the_folder_of_the_output_is_made_when_the_input_is_there(corpus: Path, vocabulary: Path) -> None:
+    folder = corpus.parent / "new" / "data"
+    assert main([*arguments(corpus, vocabulary, "out"), "--output-prefix", f"{folder}/out", "--input", "absent"]) == 1
+    assert not folder.exists()
+    assert main([*arguments(corpus, vocabulary, "out"), "--output-prefix", f"{folder}/out"]) == 0
+    assert len(IndexedDataset(folder / "out_text_document")) > 0
 
 
 @pytest.mark.parametrize("where", ["shard._ShardFiles.write", "join.copy_range", "run.write_indexes"])

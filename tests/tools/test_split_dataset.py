@@ -42,7 +42,7 @@ def test_outputs(how: list[str], expected: dict[str, int]) -> None:
         (["--split", "999,1"], "leaves no document for valid out of 12"),
         (["--parts", "13"], "--parts=13, but it has 12 documents"),
         (["--documents", "5:13"], "--documents=5:13 are not in it"),
-        (["--parts", "2", "--input", "nothing"], "nothing.idx: does not exist"),
+        (["--parts", "2", "--input", "nothing"], "nothing: no dataset there"),
         (["--documents", ":3", "--output-prefix", "corpus", "--overwrite"], "corpus.bin: is an input"),
     ],
 )

@@ -11,7 +11,8 @@ What is written depends on inputs and options, never on the number of workers or
 that tokenizes.
 """
 
-from megamesh.data.preprocessing.run import Summary, output_prefix, preprocess
+from megamesh.data.preprocessing.places import output_prefix
+from megamesh.data.preprocessing.run import Summary, preprocess
 from megamesh.data.preprocessing.shard import Settings
 
 __all__ = ["Settings", "Summary", "output_prefix", "preprocess"]

@@ -55,7 +55,7 @@ class WorkFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder, made where it is missing. Raises DataError where another run holds it."""
-        self.path.mkdir(exist_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / "lock").open("w") as file:
             _lock(file.fileno(), self.path)
             if not _is_open_as(file.fileno(), self.path / "lock"):  # the run that was waited for removed it at its end

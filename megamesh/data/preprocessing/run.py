@@ -9,8 +9,7 @@ is found again by the next one with the same inputs and options.
 
 import heapq
 import logging
-import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from megamesh.data.preprocessing.encoders import Encoder
-from megamesh.data.preprocessing.folder import PUBLISHING, WorkFolder
+from megamesh.data.preprocessing.folder import WorkFolder
 from megamesh.data.preprocessing.join import Joiner, make_targets, write_indexes
+from megamesh.data.preprocessing.places import check_inputs, check_names, check_outputs, check_shared, output_prefix
 from megamesh.data.preprocessing.pool import Pool
 from megamesh.data.preprocessing.progress import Counters
 from megamesh.data.preprocessing.ranks import OneProcess, Ranks
@@ -28,10 +28,9 @@ from megamesh.data.preprocessing.records import describe_nothing, write_manifest
 from megamesh.data.preprocessing.shard import Job, Settings, ShardFacts, do_shard, make_jobs
 from megamesh.data.sources.inputs import InputFile
 from megamesh.data.sources.shards import cut_into_shards
-from megamesh.data.store.format import bin_path, check_prefix, idx_path
-from megamesh.data.store.manifest import digest, is_manifest, manifest_path, read_manifest
-from megamesh.data.store.own_files import is_report, report_path
-from megamesh.data.store.token_range import ENDING as TOKEN_RANGE
+from megamesh.data.store.format import bin_path
+from megamesh.data.store.manifest import digest, manifest_path, read_manifest
+from megamesh.data.store.own_files import report_path
 from megamesh.data.store.token_range import keep_range
 from megamesh.errors import DataError
 
@@ -41,6 +40,7 @@ SMALLEST_SHARD = 8 << 20
 LARGEST_SHARD = 1 << 30
 SHARDS = 4096
 COMPLETE_IS_CHEAPER = 20  # a complete shard is read once more, not encoded
+Show = Callable[[Counters, int], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,6 @@ class _Work:
         return work
 
 
-def output_prefix(prefix: str | Path, name: str) -> str:
-    """`<prefix>_<name>_document`, as in Megatron and GPT-NeoX."""
-    return f"{prefix}_{name}_document"
-
-
 def preprocess(
     find_inputs: Callable[[], Sequence[InputFile]],
     prefix: str | Path,
@@ -89,7 +84,7 @@ def preprocess(
     workers: int = 1,
     overwrite: bool = False,
     ranks: Ranks | None = None,
-    show: Callable[[Counters, int], AbstractContextManager[Any]] = lambda counters, total_bytes: nullcontext(),
+    show: Show = lambda counters, total_bytes: nullcontext(),
 ) -> Summary:
     """Tokenize files into `<prefix>_<output>_document.bin/.idx`, with a manifest `<prefix>.json`.
 
@@ -101,7 +96,7 @@ def preprocess(
     ranks, counters = ranks or OneProcess(), Counters()
     folder = WorkFolder(prefix)
     encoder = make_encoder()
-    _check_names(prefix, encoder.outputs)
+    check_names(prefix, encoder.outputs)
     names = {Path(output_prefix(prefix, name)).name: dtype for name, dtype in encoder.outputs.items()}
     with ExitStack() as stack:
         stack.enter_context(_disk_errors_named(folder))
@@ -109,11 +104,11 @@ def preprocess(
         inputs: Sequence[InputFile] = ()
         finished = False
         if ranks.rank == 0:
-            _check_outputs(prefix, list(names), overwrite)
+            check_outputs(prefix, list(names), overwrite)
             inputs = find_inputs()
-            _check_inputs(prefix, list(names), inputs)
+            check_inputs(prefix, list(names), inputs)
             stack.enter_context(folder.locked())
-            _check_outputs(prefix, list(names), overwrite)  # another run may have ended while this one waited
+            check_outputs(prefix, list(names), overwrite)  # another run may have ended while this one waited
             shards = cut_into_shards(inputs, _shard_bytes(inputs), settings.read.separator)
             plan = make_jobs(shards, encoder.tokenizer.digest, settings)
             finished = _finish_publication(plan, prefix, folder)
@@ -122,24 +117,9 @@ def preprocess(
         plan, dealt, finished = ranks.broadcast((plan, _deal(plan, ranks.size, folder), finished))
         if finished:
             return _summary(prefix, names)
-        _check_shared(folder, ranks)
-        mine = dealt[ranks.rank]
+        check_shared(folder, ranks)
         work = _Work(make_encoder if ranks.size > 1 else lambda: encoder, settings, folder, counters)
-        pool = stack.enter_context(Pool(work, workers, "spawn" if ranks.size > 1 else "fork"))
-        joiner = stack.enter_context(Joiner(plan, mine, list(names), folder))
-        done: dict[int, ShardFacts] = {}
-        with show(counters, sum(plan[i].shard.num_bytes for i in mine)):
-            for number, fact in zip(mine, pool.run([plan[i] for i in mine]), strict=True):
-                done[number] = fact
-                joiner.add({number: fact})
-        for found in ranks.gather(done):
-            done.update(found)
-        joiner.add(done, threads=workers)
-        joiner.finish()
-        ranks.barrier()
-        facts = [done[i] for i in range(len(plan))]
-        if not sum(fact.documents for fact in facts):
-            raise DataError(describe_nothing(plan, facts, folder))
+        facts = _encode(plan, dealt[ranks.rank], list(names), work, workers, ranks, show)
         if ranks.rank == 0:
             write_indexes(plan, facts, names, folder)
             write_report(plan, facts, folder)
@@ -148,6 +128,29 @@ def preprocess(
             _keep_ranges(prefix, facts, names)
         ranks.barrier()
     return _summary(prefix, names)
+
+
+def _encode(
+    plan: Sequence[Job], mine: Sequence[int], names: list[str], work: _Work, workers: int, ranks: Ranks, show: Show
+) -> list[ShardFacts]:
+    """Encode this rank's jobs and join its pieces to the final files; the facts of all jobs. DataError where no document is left."""
+    done: dict[int, ShardFacts] = {}
+    with ExitStack() as stack:
+        pool = stack.enter_context(Pool(work, workers, "spawn" if ranks.size > 1 else "fork"))
+        joiner = stack.enter_context(Joiner(plan, mine, names, work.folder))
+        with show(work.counters, sum(plan[i].shard.num_bytes for i in mine)):
+            for number, fact in zip(mine, pool.run([plan[i] for i in mine]), strict=True):
+                done[number] = fact
+                joiner.add({number: fact})
+        for found in ranks.gather(done):
+            done.update(found)
+        joiner.add(done, threads=workers)
+        joiner.finish()
+        ranks.barrier()
+    facts = [done[i] for i in range(len(plan))]
+    if not sum(fact.documents for fact in facts):
+        raise DataError(describe_nothing(plan, facts, work.folder))
+    return facts
 
 
 def _finish_publication(plan: Sequence[Job], prefix: str | Path, folder: WorkFolder) -> bool:
@@ -185,59 +188,6 @@ def _summary(prefix: str | Path, names: Collection[str]) -> Summary:
 def _shard_bytes(inputs: Sequence[InputFile]) -> int:
     """Depends on the inputs alone, so that any number of workers or ranks finds the same shards."""
     return min(max(sum(file.num_bytes for file in inputs) // SHARDS, SMALLEST_SHARD), LARGEST_SHARD)
-
-
-def _check_names(prefix: str | Path, outputs: Iterable[str]) -> None:
-    check_prefix(prefix)
-    for name in outputs:
-        if os.sep in name or "\0" in name:
-            raise DataError(
-                f"key {name!r}: cannot be part of a file's name, and the output would have it; rename the key"
-            )
-
-
-def _check_outputs(prefix: str | Path, names: Sequence[str], overwrite: bool) -> None:
-    """Raise DataError where an output exists, unless it may be overwritten; what is no output of ours never may."""
-    parent, manifest, report = Path(prefix).parent, manifest_path(prefix), report_path(prefix)
-    if not parent.is_dir():
-        raise DataError(f"{parent}: the folder of --output-prefix does not exist; create it")
-    for path, is_ours, what in ((manifest, is_manifest, "manifest"), (report, is_report, "report of bad records")):
-        if path.exists() and not is_ours(path):
-            raise DataError(
-                f"{path}: is needed for the {what}, but is a file of another kind; choose another --output-prefix"
-            )
-    if (WorkFolder(prefix).path / PUBLISHING).exists():
-        return  # complete, and about to be given these names
-    existing = [path for path in [*_pairs(prefix, names), manifest] if path.exists()]
-    if existing and not overwrite:
-        raise DataError(f"{existing[0]}: exists; choose another --output-prefix or add --overwrite")
-
-
-def _check_inputs(prefix: str | Path, names: Sequence[str], inputs: Sequence[InputFile]) -> None:
-    """Raise DataError where an input is a file that the run writes, replaces or removes."""
-    ranges = [Path(prefix).with_name(f"{name}{TOKEN_RANGE}") for name in names]
-    written = [*_pairs(prefix, names), *ranges, manifest_path(prefix), report_path(prefix), WorkFolder(prefix).path]
-    places = {path.resolve() for path in written}
-    for file in inputs:
-        place = file.path.resolve()
-        if not places.isdisjoint((place, *place.parents)):
-            raise DataError(
-                f"{file.path}: is an input, and a run would replace or remove it; choose another --output-prefix"
-            )
-
-
-def _pairs(prefix: str | Path, names: Sequence[str]) -> list[Path]:
-    parent = Path(prefix).parent
-    return [path for name in names for path in (bin_path(parent / name), idx_path(parent / name))]
-
-
-def _check_shared(folder: WorkFolder, ranks: Ranks) -> None:
-    places = ranks.gather((os.uname().nodename, folder.path.is_dir()))
-    missing = [f"rank {rank} on {host}" for rank, (host, found) in enumerate(places) if not found]
-    if missing:
-        raise DataError(
-            f"{folder.path}: not visible from {', '.join(missing[:5])}; --output-prefix must be on storage that all machines share"
-        )
 
 
 def _deal(plan: Sequence[Job], size: int, folder: WorkFolder) -> list[list[int]]:

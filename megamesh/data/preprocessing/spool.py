@@ -40,6 +40,7 @@ class Spool:
         try:
             if os.path.lexists(self.path):
                 raise FileExistsError
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             replace_file(self.path, copy)
         except FileExistsError as error:
             raise DataError(

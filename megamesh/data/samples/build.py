@@ -24,6 +24,7 @@ from megamesh.data.samples.cache import cached_arrays
 from megamesh.data.samples.dataset import BlendedDataset, TokenDataset
 from megamesh.data.samples.document_samples import Documents, Packing, digest, make_samples, num_samples_in_epochs
 from megamesh.data.samples.labels import open_labels
+from megamesh.data.samples.paths import as_found, whole_prefix
 from megamesh.data.samples.weights import normalise_weights, weights_by_documents, weights_by_size
 from megamesh.data.store.indexed import IndexedDataset
 from megamesh.data.store.mapped import allow_many_files
@@ -91,7 +92,7 @@ def num_train_samples(data: DataConfig, *, sequence_length: int, seed: int, epoc
     allow_many_files()
     packing = _packing(data, sequence_length, seed)
     if data.data_path is not None:
-        indexed = IndexedDataset(data.data_path)
+        indexed = IndexedDataset(whole_prefix("data_path", data.data_path))
         start, stop = split_documents(data.split_shares, len(indexed))[0]
         return num_samples_in_epochs(Documents("train", indexed, None, start, stop), packing, epochs)
     return sum(_samples_of_paths(_Paths(data, "train", vocab_size), packing, epochs))
@@ -108,13 +109,16 @@ class _Paths:
 
     def open(self, number: int) -> Documents:
         """All documents of a path, checked."""
-        prefix = self.prefixes[number]
-        indexed = IndexedDataset(prefix)
+        indexed = IndexedDataset(self._whole("data_paths", self.prefixes[number]))
         indexed.check_token_ids(self.vocab_size, self.cache_folder)
         labels = None
         if self.labels is not None:
-            labels = open_labels(self.labels[number], indexed, self.vocab_size, self.cache_folder)
+            prefix = self._whole("label_data_paths", self.labels[number])
+            labels = open_labels(prefix, indexed, self.vocab_size, self.cache_folder)
         return Documents(self.split, indexed, labels, 0, len(indexed))
+
+    def _whole(self, key: str, name: str) -> str:
+        return whole_prefix(f"{self.split}_{key}", name)
 
     def weights(self) -> list[float]:
         """Each path's share of the blend."""
@@ -125,7 +129,7 @@ class _Paths:
             raise ConfigError(f"{' and '.join([key] * (given is not None) + by)} are both set; keep one")
         if not by:
             return normalise_weights(given, len(self.prefixes), key)
-        opened = [IndexedDataset(prefix) for prefix in self.prefixes]
+        opened = [IndexedDataset(self._whole("data_paths", name)) for name in self.prefixes]
         if not any(indexed.num_tokens for indexed in opened):
             raise DataError(
                 f"{self.prefixes[0]}: {self.split}_data_paths hold no text; preprocess text that is not empty"
@@ -171,7 +175,9 @@ def _blend_arrays(
         dataset_of = order()
         return {"dataset_of": dataset_of, "number_within": numbers_within(dataset_of, num_paths)}
 
-    stem = packing.stem(paths.prefixes[0], paths.split, f"blend_{num_paths}paths_{digest(depends_on.encode())}")
+    stem = packing.stem(
+        as_found(paths.prefixes[0]), paths.split, f"blend_{num_paths}paths_{digest(depends_on.encode())}"
+    )
     return cached_arrays(stem, build)
 
 
@@ -185,7 +191,7 @@ def _split_one_file(
 ) -> list[TokenDataset | None]:
     assert data.data_path is not None
     shares = data.split_shares
-    indexed = IndexedDataset(data.data_path)
+    indexed = IndexedDataset(whole_prefix("data_path", data.data_path))
     indexed.check_token_ids(vocab_size, packing.cache_folder)
     datasets: list[TokenDataset | None] = []
     for name, share, (start, stop), wanted in zip(

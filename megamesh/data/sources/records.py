@@ -115,8 +115,7 @@ def _good(
     for shard in cut_into_shards(inputs, _SHARD_BYTES, options.separator):
         for records in read_shard(shard, options):
             for bad in islice(records.bad, 1):
-                mend = "" if bad.reason == "missing-key" else "; mend or remove the record"
-                raise DataError(f"{place(shard, bad)}: {bad.message}{mend}")
+                raise DataError(f"{place(shard, bad)}: {bad.message}; mend or remove the record")
             yield shard, records
             progress(records.num_bytes)
 

@@ -9,6 +9,7 @@ The shards of a file, one after another, give exactly its records; their sizes o
 from collections.abc import Sequence
 from itertools import pairwise
 
+from megamesh.data.sources.first_bytes import check_name
 from megamesh.data.sources.inputs import InputFile
 from megamesh.data.sources.pieces import overlaps_itself
 from megamesh.data.sources.shard import Shard
@@ -17,8 +18,10 @@ from megamesh.data.sources.shard import Shard
 def cut_into_shards(inputs: Sequence[InputFile], shard_bytes: int, separator: str | None = None) -> list[Shard]:
     """Shards of about `shard_bytes` on disk, in the order of the inputs. An empty file has one empty shard.
 
-    Raises DataError for a parquet or arrow file that is damaged.
+    Raises DataError for a parquet or arrow file that is damaged, and for a file that is not what its name says.
     """
+    for file in inputs:
+        check_name(file)
     return [shard for file in inputs for shard in _cut(file, max(shard_bytes, 1), separator)]
 
 

@@ -79,6 +79,7 @@ def assemble(assemblies: Sequence[Assembly], on_bytes: Callable[[int], object]) 
     try:
         for assembly in assemblies:
             with _disk_errors(assembly.prefix):
+                Path(assembly.prefix).parent.mkdir(parents=True, exist_ok=True)
                 for path in assembly.paths:
                     remove_left(path)
                 _stage(assembly, on_bytes)
@@ -102,8 +103,6 @@ def check_outputs(prefixes: Sequence[str], sources: Sequence[Stored], overwrite:
     inputs = {path.resolve() for stored in sources for path in (bin_path(stored.prefix), idx_path(stored.prefix))}
     for prefix in prefixes:
         check_prefix(prefix)
-        if not Path(prefix).parent.is_dir():
-            raise DataError(f"{Path(prefix).parent}: the folder of --output-prefix does not exist; create it")
         for path in (bin_path(prefix), idx_path(prefix)):
             if path.resolve() in inputs:
                 raise DataError(f"{path}: is an input; choose another --output-prefix")

@@ -7,6 +7,7 @@ thousands.
 """
 
 import glob
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,12 @@ import numpy as np
 
 from megamesh.data.store.format import HEADER, bin_path, idx_path
 from megamesh.data.store.indexed import IndexedDataset
+from megamesh.data.store.names import ENDINGS, existing_prefix, without_ending
 from megamesh.errors import DataError
 
+log = logging.getLogger(__name__)
+
 PIECE = 1 << 20
-ENDINGS = (".bin", ".idx")
 UNFINISHED = ".unfinished"  # folders of preprocessing runs under way
 
 
@@ -140,7 +143,8 @@ def open_stored(prefix: str | Path, *, sequences_are_documents: bool = False) ->
 
 
 def find_prefixes(names: Sequence[str]) -> list[str]:
-    """Datasets by prefix, by one of their files, by a pattern or by a folder (searched); order as given, within a name by path.
+    """Datasets by prefix (whole, or as names.py completes it), by one of their files, by a pattern or by a folder (searched); order as
+    given, within a name by path.
 
     A name that ends as one of the files stands for that file of a pair, and all others for both, so that a pattern which the shell
     resolved names a dataset once. Raises DataError where a name finds nothing, or a file is named twice.
@@ -149,10 +153,6 @@ def find_prefixes(names: Sequence[str]) -> list[str]:
     named: set[tuple[Path, str]] = set()
     for name in names:
         prefixes = _prefixes(name)
-        if not prefixes:
-            raise DataError(
-                f"{name}: no dataset there; name prefixes of .bin/.idx pairs, folders, or patterns in quotes"
-            )
         suffix = Path(name).suffix
         endings = (suffix,) if suffix in ENDINGS and name not in prefixes else ENDINGS
         for prefix in prefixes:
@@ -170,12 +170,16 @@ def _prefixes(name: str) -> list[str]:
         return [name]
     if Path(name).is_dir():
         indexes = sorted(Path(name).rglob("*.idx"))
-        return [_without_ending(str(path)) for path in indexes if not any(p.suffix == UNFINISHED for p in path.parents)]
-    if Path(name).suffix in ENDINGS and Path(name).is_file():
-        return [_without_ending(name)]
-    files = glob.glob(name, recursive=True) + glob.glob(f"{name}.idx", recursive=True)
-    return sorted({_without_ending(file) for file in files if Path(file).suffix in ENDINGS})
+        found = [str(path) for path in indexes if not any(p.suffix == UNFINISHED for p in path.parents)]
+    else:
+        found = sorted(glob.glob(name, recursive=True) + glob.glob(f"{name}.idx", recursive=True))
+    prefixes = [without_ending(file) for file in found if Path(file).suffix in ENDINGS]
+    return list(dict.fromkeys(prefixes)) or [completed_prefix(name)]
 
 
-def _without_ending(name: str) -> str:
-    return str(Path(name).with_suffix(""))
+def completed_prefix(name: str) -> str:
+    """The one dataset that a name means (names.py), said where it is another name. DataError where it means none, or several."""
+    prefix = existing_prefix(name)
+    if prefix != without_ending(name):
+        log.info("%s is %s", name, prefix)
+    return prefix

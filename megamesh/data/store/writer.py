@@ -32,8 +32,7 @@ class IndexedWriter:
         for path in (self._bin, self._idx):
             if path.exists() and not overwrite:
                 raise DataError(f"{path}: exists; name another output or allow it to be overwritten (--overwrite)")
-        if not self._bin.parent.is_dir():
-            raise DataError(f"{self._bin.parent}: the folder of the output does not exist")
+        self._bin.parent.mkdir(parents=True, exist_ok=True)
         self._temporary = [path.with_name(f"{path.name}.tmp-{os.getpid()}") for path in (self._bin, self._idx)]
         self._file = self._temporary[0].open("wb")
         self._lengths = array("i")

@@ -85,3 +85,10 @@ def write_with_megatron(texts: list[str], vocabulary: Path, prefix: Path) -> Non
             builder.add_item(torch.tensor([*tokenizer.encode(text).ids, end]))
             builder.end_document()
     builder.finalize(f"{prefix}.idx")
+
+
+def arguments(folder: Path, pattern: str, prefix: Path, *more: str) -> list[str]:
+    return [
+        "--input", str(folder / pattern), "--tokenizer-type", "HFTokenizer", "--vocab", str(folder / "tokenizer.json"),
+        "--append-eod", "--dataset-impl", "mmap", "--output-prefix", str(prefix), *more,
+    ]  # fmt: skip

@@ -266,7 +266,11 @@ def bad_negative(prefix: str) -> DataConfig:
         (bad_weights, ConfigError, r"train_data_weights has 2 values for 1 data paths"),
         (bad_negative, ConfigError, r"train_data_weights=\[1.0, -2.0\]"),
         (lambda _: DataConfig(), ConfigError, r"set data_path .*or train_data_paths"),
-        (lambda p: DataConfig(data_path=f"{p}.bin"), DataError, r"data\.bin\.idx: does not exist; .*prefix"),
+        (
+            lambda p: DataConfig(data_path=f"{p}2"),
+            DataError,
+            r"data_path: .*data2: no dataset there; .* such as .*data$",
+        ),
     ],
 )
 def test_bad_data_is_named(tmp_path: Path, config: Any, kind: type[Exception], message: str) -> None:

@@ -223,8 +223,10 @@ def test_outputs_that_must_not_be_replaced(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"train": 1}))
     with pytest.raises(DataError, match=r"run.json: is needed for the manifest"):
         merge_datasets([a, b], str(tmp_path / "run"), overwrite=True)
-    with pytest.raises(DataError, match=r"none: the folder of --output-prefix does not exist"):
-        merge_datasets([a, b], str(tmp_path / "none" / "x"))
+    with pytest.raises(DataError, match=r"run.json: .* choose another --output-prefix"):
+        merge_datasets([a, b], str(tmp_path / "run.json" / "x"))
+    merge_datasets([a], str(tmp_path / "new" / "folder" / "x"))
+    assert pair(tmp_path / "new" / "folder" / "x") == before
     merge_datasets([b], str(tmp_path / "out"))
     merge_datasets([a], str(tmp_path / "out"), overwrite=True)
     assert pair(tmp_path / "out") == pair(tmp_path / "a") == before

@@ -86,6 +86,17 @@ def from_one(text: str) -> int:
     return int(text)
 
 
+def block(text: str) -> dict[str, Any]:
+    """Keys with values, as YAML, as a type for argparse."""
+    try:
+        value = parse_override(f"block={text}")[1].value
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a block of keys, such as '{{key: value}}'")
+    return value
+
+
 def picture(text: str) -> Path:
     """A file that matplotlib can write, as a type for argparse."""
     path = Path(text)

@@ -34,6 +34,7 @@ With fewer slots than loops + 2 not every state has its own, and no start is pla
 the older ones that stand there. The paper's default, loops + 3, has room.
 
 residual, anchor, anchor* and sums of them add states that neither the source nor plain recursion adds: let the loss say what that does.
+A scheme of your own (my_package.my_module:MyScheme, its settings in --recursion-scheme-params) starts where its description says.
 
 The output holds weights alone: training starts at step 0, with new moments, on any layout. configs/upcycled.yml inside has all keys; it
 names the output as `load`.
@@ -45,12 +46,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from megamesh.arguments import add_checkpoint, add_moved_tokenizer, from_one
+from megamesh.arguments import add_checkpoint, add_moved_tokenizer, block, from_one
 from megamesh.command import run_command
 from megamesh.errors import ConfigError
 
 RECURSION_KEYS = (
-    "recursion", "recursion_scheme", "mesh_num_slots", "mesh_transition_input", "mesh_router_slot_bias",
+    "recursion", "recursion_scheme", "recursion_scheme_params", "mesh_num_slots", "mesh_transition_input", "mesh_router_slot_bias",
 )  # fmt: skip
 
 
@@ -61,6 +62,13 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--recursion", required=True, metavar="LAYERS", help="such as 4+8R2+4, or 4+8+8+4")
     parser.add_argument(
         "--recursion-scheme", "--recursion_scheme", default="mesh", metavar="SCHEME", help="default: mesh"
+    )
+    parser.add_argument(
+        "--recursion-scheme-params",
+        "--recursion_scheme_params",
+        type=block,
+        metavar="BLOCK",
+        help="settings of a scheme of your own, as YAML: '{key: value}'",
     )
     parser.add_argument(
         "--core-from", "--core_from", default="stepwise", metavar="RULE", help="see above (default: stepwise)"

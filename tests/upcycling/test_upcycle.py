@@ -22,6 +22,7 @@ from megamesh.upcycling.model import CONFIG_NAME, plan_upcycling, write_upcycled
 from tests.distributed import run
 from tests.generation.checkpoints import write_checkpoint
 from tests.hf.small_models import PLAIN, build, llama_config, model_config, tokenizer_file, tokens
+from tests.schemes import OWN
 from tests.training.test_run import train_here
 from tests.training.tiny import VOCAB, losses, write_config, write_corpus
 
@@ -60,6 +61,7 @@ ALIKE = dict.fromkeys(range(2, 5), 1)
         ("1+2R2+1", REPEATED, "average", "base"),
         ("1+2R2+1", REPEATED, "lower", "static"),
         ("1+2R2+1", REPEATED, "upper", "dynamic"),
+        ("1+2R2+1", REPEATED, "upper", OWN),
         ("1+2R2+1", ALIKE, "stepwise", "base"),
         ("1+1R4+1", ALIKE, "average", "base"),
     ],

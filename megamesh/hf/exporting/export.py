@@ -23,19 +23,17 @@ from typing import Literal
 import torch
 from transformers import GenerationConfig
 
-from megamesh.config.keys import RecursionConfig
 from megamesh.errors import CheckpointError
-from megamesh.hf import remote
 from megamesh.hf.exporting.bound import Check, choose_check, memory_bound
 from megamesh.hf.exporting.card import model_card
 from megamesh.hf.exporting.compare import Agreement, Written, check_layers, check_logits
 from megamesh.hf.exporting.configs import CLASSES, SpecialTokens, to_hf_config
+from megamesh.hf.exporting.remote_code import copy_remote_code, recursion_code
 from megamesh.hf.exporting.source import ModelSource
 from megamesh.hf.exporting.weights import Progress, ShardPlan, ShardWriter, check_written, no_progress, plan_shards
 from megamesh.hf.memory import peak_bytes
 from megamesh.hf.names import Architecture, exact_architecture, export_tensors, names_table, their_shapes
 from megamesh.hf.staging import refuse_existing, staging
-from megamesh.model.recursion.scheme import OUR_REMOTE_CODE, describe
 from megamesh.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -46,9 +44,6 @@ DTYPES: dict[DType, torch.dtype] = {
     "float16": torch.float16,
 }
 CHECKS = {"logits": check_logits, "layers": check_layers}
-REMOTE_FOLDER = Path(remote.__path__[0])
-REMOTE_CODE = tuple(f"{part}_megamesh.py" for part in ("configuration", "blocks", "modeling"))
-RECURSION_CODE = "recursion_megamesh.py"
 
 
 @dataclass(frozen=True)
@@ -144,9 +139,7 @@ def _write_small_files(
         suppress_tokens=never_in_text or None,
     ).save_pretrained(folder)
     if architecture == "megamesh":
-        for file in REMOTE_CODE:
-            shutil.copyfile(REMOTE_FOLDER / file, folder / file)
-        shutil.copyfile(recursion_code(source.recursion), folder / RECURSION_CODE)
+        copy_remote_code(source.recursion, folder)
     tokenizer.save_pretrained(folder)
     _complete_tokenizer_config(folder / "tokenizer_config.json", source.model.longest_sequence)
     card = model_card(
@@ -161,21 +154,6 @@ def _write_small_files(
         tokenizer_code=any(folder.glob("tokenization_*.py")),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
-
-
-def recursion_code(recursion: RecursionConfig) -> Path:
-    """The file that computes the scheme in an export. CheckpointError where the scheme brings none, or none that is there."""
-    if recursion.layout is None:
-        return OUR_REMOTE_CODE
-    scheme, named = describe(recursion), f"recursion_scheme={recursion.recursion_scheme}"
-    if scheme.remote_code is None:
-        raise CheckpointError(
-            f"{named} brings no remote code, without which transformers cannot compute it: write a file with build_routers and "
-            f"build_recursion, as {OUR_REMOTE_CODE.name} has them, and let the scheme's remote_code name it"
-        )
-    if not scheme.remote_code.is_file():
-        raise CheckpointError(f"{named}: its remote_code, {scheme.remote_code}, is not a file that is there")
-    return scheme.remote_code
 
 
 def _complete_tokenizer_config(path: Path, max_length: int) -> None:

@@ -166,6 +166,11 @@ def test_its_export_brings_its_code_and_gives_our_logits(tmp_path: Path) -> None
     assert torch.equal(answer, theirs.generate(tokens(), max_new_tokens=4, do_sample=False, use_cache=False))
     fresh = AutoModelForCausalLM.from_config(theirs.config, trust_remote_code=True)
     assert [gain.bias.item() for gain in fresh.model.routers] == pytest.approx([0.7] * 2)
+    (tmp_path / "ours").mkdir()
+    mesh = build(model_config())
+    beside = load(export(mesh, tmp_path / "ours"))  # in the same process, as the same model_type: each has its own code
+    with torch.no_grad():
+        torch.testing.assert_close(beside(tokens()).logits, mesh.logits(tokens()), rtol=1e-5, atol=1e-5)
     with pytest.raises(ConfigError, match="is a class of its own, and code of an export is not run here"):
         from_hf_config(config)
 

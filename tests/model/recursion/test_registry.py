@@ -1,15 +1,19 @@
 """Schemes come in by one door: complete ones are loaded, and nothing outside their files knows them by name."""
 
 import ast
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from megamesh.config.load import load_config
 from megamesh.config.schemes import BUILT_IN, names, scheme_class
 from megamesh.errors import ConfigError
-from megamesh.model.recursion.scheme import Scheme, build_routers, describe
+from megamesh.model.recursion.highway import Highway
+from megamesh.model.recursion.scheme import Scheme, build_routers, build_scheme, describe
 from tests.own_scheme import Momentum
 from tests.schemes import OWN, SCHEMES
 from tests.test_structure import ROOT, tracked_files
@@ -101,6 +105,47 @@ def test_what_is_learned_and_kept_is_said_once_and_in_order(scheme: str) -> None
         assert 0 <= kept.kept_in <= kept.first_read <= kept.last_read <= 2
         assert kept.num_current + kept.num_inputs <= 2 * kept.num_states
     assert described.remote_code is not None and described.remote_code.is_file()
+
+
+class _Recorder(Highway):
+    """Notes of every state that is kept the pass, and the last pass that recalls it; one state under two names is one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0
+        self.kept: dict[int, tuple[int, Tensor]] = {}
+        self.last: dict[int, int] = {}
+
+    def keep(self, name: str, state: Tensor) -> Tensor:
+        self.kept.setdefault(id(state), (self.now, state))
+        return super().keep(name, state)
+
+    def recall(self, name: str) -> Tensor:
+        state = super().recall(name)
+        self.last[id(state)] = self.now
+        return state
+
+
+@pytest.mark.parametrize("scheme", [*SCHEMES, OWN])
+def test_states_are_read_as_long_as_is_said(scheme: str) -> None:
+    """By the passes that keep them and read them last: so many values per token, of states and of weights."""
+    keys = {"recursion": "1+1R4+1", "num_layers": 6, "recursion_scheme": scheme}
+    recursion = load_config([], MODEL | keys, for_training=False).run.recursion
+    routers, highway = build_routers(recursion, 32), _Recorder()
+    for parameter in routers.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    acting = build_scheme(recursion, routers)
+    acting.enter(highway, torch.randn(3, 32), torch.randn(3, 32))
+    for t in range(4):
+        highway.now = t + 1
+        acting.advance(highway, t, torch.randn(3, 32))
+    found, said = Counter[tuple[int, int]](), Counter[tuple[int, int]]()
+    for key, (kept_in, state) in highway.kept.items():
+        found[kept_in, highway.last.get(key, kept_in)] += state.shape[-1]
+    for kept in acting.kept():
+        said[kept.kept_in, kept.last_read] += kept.num_states * 32 + kept.num_weights
+    later = [{span: count for span, count in counts.items() if span[1] > span[0] and count} for counts in (found, said)]
+    assert later[0] == later[1]
 
 
 def test_a_plain_model_and_a_dry_run_load_no_torch() -> None:

@@ -2,12 +2,13 @@
 
 import ast
 import subprocess
+from functools import cache
 from pathlib import Path
 
 from tests import fast
 
 ROOT = Path(__file__).parents[1]
-LEAST_ANNOTATED = 0.95
+MOST_LINES_OF_A_FILE, MOST_LINES_OF_A_FUNCTION, LEAST_ANNOTATED = 400, 60, 0.95
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 TOP_LEVEL = {"megamesh", "tools", "examples", "tests", "docker", "setup.py", "README.md"}
 
@@ -23,6 +24,7 @@ def sources() -> list[Path]:
     return [path for path in tracked_files() if path.suffix == ".py"]
 
 
+@cache
 def functions(path: Path) -> list[Function]:
     return [node for node in ast.walk(ast.parse((ROOT / path).read_text())) if isinstance(node, Function)]
 
@@ -59,6 +61,19 @@ def test_tools_hold_no_path_edits() -> None:
     for path in tracked_files():
         if path.suffix == ".py" and path.parts[0] in {"tools", "examples", "megamesh"}:
             assert "sys.path" not in (ROOT / path).read_text(), path
+
+
+def test_a_file_has_one_subject() -> None:
+    """And so it is short, and so are its functions."""
+    lines = {str(path): len((ROOT / path).read_text().splitlines()) for path in sources()}
+    long = {
+        f"{path}:{function.lineno} {function.name}": function.end_lineno - function.lineno + 1
+        for path in sources()
+        for function in functions(path)
+        if function.end_lineno is not None
+    }
+    assert {name: count for name, count in lines.items() if count > MOST_LINES_OF_A_FILE} == {}
+    assert {name: count for name, count in long.items() if count > MOST_LINES_OF_A_FUNCTION} == {}
 
 
 def test_functions_say_what_they_take_and_return() -> None:

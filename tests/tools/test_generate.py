@@ -141,17 +141,14 @@ def torchrun(tmp_path: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_two_processes_say_once_what_one_says(ours, tmp_path: Path) -> None:
-    """Under torchrun, on a tensor axis; and without it, on a pipeline axis."""
+    """On a tensor axis, and on a pipeline axis."""
     prompts = ("--prompt", "The end", "--prompt", "a", "--temperature", "0")
     expected = "".join(prompt + greedy_text(ours, tmp_path, prompt) + "\n" for prompt in ("The end", "a"))
-    done = torchrun(tmp_path, *prompts)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == expected and done.stderr.count("on 2 processes") == 1
-
-    both = run_ranks(2, "tools/generate.py", *words(tmp_path, *prompts, "--pipe-parallel-size", "2"))
-    assert [rank.returncode for rank in both] == [0, 0], both
-    assert [rank.stdout for rank in both] == [expected, ""]
-    assert [rank.stderr.count("on 2 processes") for rank in both] == [1, 0]
+    for axis in ((), ("--pipe-parallel-size", "2")):
+        both = run_ranks(2, "tools/generate.py", *words(tmp_path, *prompts, *axis))
+        assert [rank.returncode for rank in both] == [0, 0], both
+        assert [rank.stdout for rank in both] == [expected, ""]
+        assert [rank.stderr.count("on 2 processes") for rank in both] == [1, 0]
 
 
 def test_several_processes_tell_an_error_once(tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ from tests.distributed import run
 from tests.processes import run_ranks, run_script
 from tests.training.tiny import launch, losses, write_config, write_corpus
 
+# Runs that are interrupted: there are steps before and after a checkpoint and an evaluation in the middle.
+SHORT = {"train_iters": 8, "checkpoint_factor": 4, "eval_interval": 4}
 KILLED_RUN = "tests/training/killed_run.py"
 
 
@@ -62,16 +64,16 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 @pytest.mark.parametrize(("stage", "dead"), [(1, None), (2, 0), (3, 1)])
 def test_a_killed_run_continues_bit_for_bit(folder: Path, stage: int, dead: int | None) -> None:
-    """All processes at once, after step 13, or one in the middle of it, which another one names. Once under DeepSpeed's launcher."""
-    changes = dict(
+    """All processes at once, after step 6, or one in the middle of it, which another one names. Once under DeepSpeed's launcher."""
+    changes = SHORT | dict(
         zero_optimization={"stage": stage},
         precision="bfloat16" if stage == 2 else "fp32",
         num_workers=1 if stage == 1 else 0,
         checkpoint_activations=stage == 3,
     )
     straight, killed = write_config(folder, "straight", **changes), write_config(folder, "killed", **changes)
-    assert run(2, train_here, straight) == [20, 20]
-    moment = "step:13" if dead is None else f"micro-batch:13:{dead}"
+    assert run(2, train_here, straight) == [8, 8]
+    moment = "step:6" if dead is None else f"micro-batch:6:{dead}"
     if stage == 2:
         died = launch(moment, killed, num_processes=2, script=KILLED_RUN, check=False)
         assert died.returncode != 0
@@ -82,37 +84,37 @@ def test_a_killed_run_continues_bit_for_bit(folder: Path, stage: int, dead: int 
             -signal.SIGKILL if dead in (None, rank) else 1 for rank in range(2)
         ]
         told = "".join(rank.stderr for rank in ranks)
-    assert (folder / "killed/latest").read_text().strip() == "global_step10"
-    assert len(losses(folder / "killed")) == (13 if dead is None else 12)
+    assert (folder / "killed/latest").read_text().strip() == "global_step4"
+    assert len(losses(folder / "killed")) == (6 if dead is None else 5)
     if dead is not None:
         assert told.count("The same command continues") == told.count(f"error: rank {dead} on ") == 1
-    assert run(2, train_here, killed) == [20, 20]
+    assert run(2, train_here, killed) == [8, 8]
     assert_same_run(folder / "straight", folder / "killed")
 
 
 @pytest.mark.parametrize("moment", ["before-rename", "before-latest"])
 def test_a_run_killed_inside_a_save_continues_bit_for_bit(folder: Path, moment: str) -> None:
-    straight, killed = write_config(folder, "straight"), write_config(folder, "killed")
+    straight, killed = write_config(folder, "straight", **SHORT), write_config(folder, "killed", **SHORT)
     run(1, train_here, straight)
-    died = run_script(KILLED_RUN, f"save:20:{moment}", killed)
+    died = run_script(KILLED_RUN, f"save:8:{moment}", killed)
     assert died.returncode == -signal.SIGKILL
-    assert (folder / "killed/latest").read_text().strip() == "global_step10"
-    assert run(1, train_here, killed) == [20]
+    assert (folder / "killed/latest").read_text().strip() == "global_step4"
+    assert run(1, train_here, killed) == [8]
     assert_same_run(folder / "straight", folder / "killed")
     assert {path.name for path in (folder / "killed").iterdir()} == {
-        "global_step10", "global_step20", "latest", "metrics.jsonl",
+        "global_step4", "global_step8", "latest", "metrics.jsonl",
     }  # fmt: skip
 
 
 def test_a_checkpoint_continues_on_another_number_of_processes_and_zero_stage(folder: Path) -> None:
     """Dropout too: its streams belong to the samples of a micro-batch, whichever process reads it."""
-    run(2, train_here, write_config(folder, "straight"))
-    run(2, train_here, write_config(folder, "first", train_iters=10, lr_decay_iters=20))
+    run(2, train_here, write_config(folder, "straight", **SHORT))
+    run(2, train_here, write_config(folder, "first", **SHORT | {"train_iters": 4, "lr_decay_iters": 8}))
     for name, stage, processes in (("alone", 0, 1), ("zero3", 3, 2)):
-        changes = dict(load=str(folder / "first"), zero_optimization={"stage": stage}, lr_decay_iters=20)
+        changes = SHORT | dict(load=str(folder / "first"), zero_optimization={"stage": stage}, lr_decay_iters=8)
         run(processes, train_here, write_config(folder, name, **changes))
         straight, found = losses(folder / "straight"), losses(folder / name)
-        assert set(found) == set(range(11, 21))
+        assert set(found) == set(range(5, 9))
         assert all(abs(found[step] / straight[step] - 1) < 1e-5 for step in found)
 
 

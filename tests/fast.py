@@ -30,6 +30,7 @@ SLOW = [
     "evaluation/test_likelihood.py",
     "evaluation/test_lm_eval.py",
     "examples/test_quickstart.py",
+    "examples/test_readme_commands.py",
     "generation/test_tensor_parallel.py",
     "hf/exporting/test_checks.py",
     "hf/exporting/test_export_memory.py",

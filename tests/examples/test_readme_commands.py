@@ -20,13 +20,14 @@ from types import ModuleType
 import pytest
 
 from megamesh.config.load import load_config
+from megamesh.training.hooks.user import load_hooks
 from tests.examples.pages import ROOT, Block, Command, Page, pages
 
 PAGES = {page.name: page for page in pages()}
 FRONT = PAGES["README.md"]
 CHAIN = "## Your own run"
 LINKED = ("tools", "megamesh", "tests")
-RUN_BY_THE_SHELL = {"echo", "tail", "head", "mkdir", "cat", "cd"}
+RUN_BY_THE_SHELL = {"echo", "tail", "head", "mkdir", "cat"}
 
 
 def section(page: Page, heading: str) -> Page:
@@ -109,9 +110,7 @@ def prepare(first_run: Path, folder: Path, page: Page) -> None:
         if path.is_symlink():
             (folder / path.name).symlink_to(path.readlink())
         elif path.is_dir():
-            shutil.copytree(
-                path, folder / path.name, copy_function=os.link
-            )  # tools replace files, none is written into
+            shutil.copytree(path, folder / path.name, copy_function=os.link)  # no tool writes into a file that is there
     for block in page.blocks:
         if named := re.match(r"# (\w+\.(yml|py))$", block.text, flags=re.MULTILINE):
             (folder / named[1]).write_text(block.text)
@@ -160,7 +159,7 @@ def checked(words: Sequence[str], command: Command, *, read_only: bool) -> str:
         knows = Path(arguments[0]).read_text() + Path("tests/conftest.py").read_text()
         unknown = [word for word in arguments[1:] if word.startswith("--") and word not in knows]
         return f"{arguments[0]} does not know {unknown}" if unknown else missing(arguments[1:])
-    if program in RUN_BY_THE_SHELL:
+    if program in RUN_BY_THE_SHELL and not read_only:
         done = subprocess.run(["bash", "-c", command.text], capture_output=True, text=True, check=False)
         return done.stderr if done.returncode else ""
     return "" if read_only else f"{program} is not run here; mark it with `# needs: …`"
@@ -187,7 +186,8 @@ def read(module: ModuleType, arguments: Sequence[str]) -> str:
     parsed = module.parse_arguments(list(arguments))
     if not getattr(parsed, "configs", None):
         return ""
-    load_config(parsed.configs, parsed.overrides, for_training=False)
+    loaded = load_config(parsed.configs, parsed.overrides, for_training=False)
+    load_hooks(loaded.run.training.hooks)
     if module.__name__ == "tools.train":
         extra = [] if parsed.dry_run else ["--dry-run"]
         status = module.main([*arguments, *extra])

@@ -9,10 +9,11 @@ from tests.pipeline.cases import VOCAB, Case
 
 PROMPTS = [[5, 9, 30], [11, 12, 13, 14, 15], [40], [5, 9, 31]]
 SAMPLINGS = [Sampling(temperature=0), Sampling(seed=3)]
+LONG = {"max_position_embeddings": 16}  # a prompt and what follows it
 CASES = [
-    Case("1+2R2+1", "mesh", model={"pos_emb": "rotary"}),
-    Case("0+3R2+0", "anchor*", model={"pos_emb": "rotary", "no_weight_tying": False}),
-    Case(None, num_passes=2, model={"pos_emb": "none"}),
+    Case("1+2R2+1", "mesh", model=LONG | {"pos_emb": "rotary"}),
+    Case("0+3R2+0", "anchor*", model=LONG | {"pos_emb": "rotary", "no_weight_tying": False}),
+    Case(None, num_passes=2, model=LONG | {"pos_emb": "none"}),
 ]
 
 
@@ -35,6 +36,6 @@ def test_every_rank_gets_what_one_process_gets(case) -> None:
 
 
 def test_pipeline_and_tensor_ranks_together() -> None:
-    case = Case("1+2R2+1", "mesh", tensor_parallel_size=2, model={"pos_emb": "rotary"})
+    case = Case("1+2R2+1", "mesh", tensor_parallel_size=2, model=LONG | {"pos_emb": "rotary"})
     expected = _continuations(case.build().eval())
     assert run(4, _on_ring, case) == [expected] * 4

@@ -65,6 +65,7 @@ class Case:
     def model_config(self) -> ModelConfig:
         layout = self.recursion_config.layout
         keys: dict[str, Any] = {
+            "max_position_embeddings": SEQUENCE,
             "no_weight_tying": True,
             "init_method_std": INIT_STD,
             "output_layer_init_method": "normal",
@@ -73,7 +74,6 @@ class Case:
             num_layers=layout.compute_depth if layout else 6,
             hidden_size=HIDDEN,
             num_attention_heads=4,
-            max_position_embeddings=SEQUENCE,
             **keys | self.model,
         )
 

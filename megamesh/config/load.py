@@ -18,6 +18,7 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
+from yaml.nodes import ScalarNode
 
 from megamesh.config.checks import check_complete, check_rules
 from megamesh.config.keys import Section
@@ -192,15 +193,15 @@ def _problem(section: type[Section], key: str, value: Any, error: ErrorDetails, 
         reason = _REASONS.get(error["type"], error["msg"]).format(**context)
     where = "".join(f"[{part}]" for part in error["loc"][1:])
     shown = error["input"] if where else value
-    shown = error["input"] if where else value
-    quotes = _about_quotes(error["type"], shown)
+    node = None if where else flat.nodes.get(key)
+    quotes = _about_quotes(error["type"], shown, node.value if isinstance(node, ScalarNode) else yaml_text(shown))
     return f"{flat.places[key]}: {key}{where}={show_value(shown)} {reason}{quotes}"
 
 
-def _about_quotes(kind: str, value: Any) -> str:
-    """The mend where quotes too many, or too few, made a value something else."""
+def _about_quotes(kind: str, value: Any, written: str) -> str:
+    """The mend where quotes too many, or too few, made a value something else than what is `written`."""
     if kind == "string_type" and isinstance(value, bool):
-        return f' (YAML reads a switch; write it in quotes: "{yaml_text(value)}")'
+        return f' (YAML reads a switch; write it in quotes: "{written}")'
     numbers = ("int_type", "float_type", "bool_type")
     return " (write it without quotes)" if kind in numbers and _reads_otherwise(value) else ""
 

@@ -7,11 +7,14 @@ how it was spelled is kept, for keys of text. Nothing here knows which keys exis
 """
 
 import json
+import math
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from yaml.error import YAMLError
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from yaml.reader import ReaderError
@@ -125,9 +128,9 @@ def parse_override(text: str) -> tuple[str, Override]:
     try:
         return normalise(key), Override(*read_value(value))
     except UNREADABLE as error:
-        quoted = value.strip("\"'")
+        quoted = yaml.safe_dump(value.strip("\"'"), default_style='"', allow_unicode=True, width=math.inf).strip()
         raise ValueError(
-            f"{key}: {value!r} is not valid YAML ({_reason(error)}); write text in YAML's quotes: {key}='\"{quoted}\"'"
+            f"{key}: {value!r} is not valid YAML ({_reason(error)}); write text in YAML's quotes: {key}={shlex.quote(quoted)}"
         ) from error
 
 

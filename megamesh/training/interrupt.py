@@ -7,7 +7,8 @@
 
 A thread, since a main thread inside a collective runs no handler, and somebody at a keyboard shall not have to wait for it. What is on
 disk is made for a process that ends at any moment. A terminal signals every process of the command, and launchers (deepspeed, torchrun)
-pass the signal on as well: signals within a second are one press of the key. Rank 0 speaks.
+pass the signal on as well: signals within a second are one press of the key. Rank 0 speaks. Behind torchrun a terminal reaches its agent
+only, and what that passes on of the second press is SIGTERM.
 """
 
 import logging
@@ -16,6 +17,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 from megamesh.engine.liveness import say_interrupted
@@ -39,6 +41,11 @@ class KeyPresses:
             self._first = seconds
             return "first"
         return "same" if seconds - self._first < SAME_PRESS_SECONDS else "again"
+
+    def among(self, signals: Collection[int], environment: Mapping[str, str]) -> bool:
+        """Whether these signals tell of a press. torchrun's agent, a second time, sends SIGTERM, and the first time SIGINT alone."""
+        passed_on = self._first is not None and "TORCHELASTIC_RUN_ID" in environment
+        return signal.SIGINT in signals or (passed_on and signal.SIGTERM in signals)
 
 
 class Interrupts:
@@ -75,7 +82,7 @@ class Interrupts:
 
     def _watch(self) -> None:
         while numbers := self._read_end.recv(64):
-            if signal.SIGINT in numbers:
+            if self._presses.among(numbers, os.environ):
                 self._hear()
 
     def _hear(self) -> None:

@@ -79,7 +79,7 @@ class Hook:
 
 class Trainer:
     """Owns the loop. Hooks read its attributes; a hook that wants to end the run sets `stop_reason`, on all ranks alike, and one that
-    wants a checkpoint after this step `save_due`."""
+    wants a checkpoint after this step, to be kept, `save_due`. `time_is_over`: by the clock one is due, which the next may replace."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class Trainer:
         self.state, self.hooks, self.train_iters = state, hooks, train_iters
         self.sequence_length, self.masked = sequence_length, masked
         self.stop_reason: str | None = None
-        self.save_due = False
+        self.save_due = self.time_is_over = False
         self.step_seconds = 0.0
 
     def train(self) -> None:
@@ -121,6 +121,7 @@ class Trainer:
             self.state = self.state.after_step(
                 self.batch.train_batch_size, skipped=result.skipped, overflowed=result.overflowed
             )
+            self.save_due = False
             for hook in self.hooks:
                 hook.after_step(self, result)
         for hook in self.hooks:

@@ -101,7 +101,10 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
         ["zero_optimization.reduce_bucket_size=0 holds no gradient", "at least 1"],
     ),
     ({"zero_optimization": {"allgather_bucket_size": 7}}, ["not an even number of at least 2", "use 8"]),
-    ({"zero_optimization": {"reduce_bucket_size": "auto"}}, ["zero_optimization.reduce_bucket_size=auto", "whole"]),
+    (
+        {"zero_optimization": {"reduce_bucket_size": "auto"}},
+        ["zero_optimization.reduce_bucket_size=auto", "whole number of at least 1"],
+    ),
     ({"zero_optimization": {"sub_group_size": -1}}, ["zero_optimization.sub_group_size=-1", "at least 0"]),
     ({"zero_optimization": {"overlap-comm": True}}, ["zero_optimization.overlap-comm", "did you mean overlap_comm?"]),
     ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}, ["offload_optimizer", "checkpoints"]),

@@ -1,5 +1,6 @@
 """Words of YAML: which are numbers, which are text, and what one line says of those that are neither."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -174,3 +175,16 @@ def test_aliases_of_aliases_are_read_once(tmp_path: Path) -> None:
     path.write_text("\n".join(lines))
     flat = read_files([path])  # 2^60 visits would not end
     assert len(flat.values) == 60 and not flat.problems
+
+
+@pytest.mark.parametrize("text", ["@a\\b", '"\\x"', "{it's", "%é\u2028", "[\U0001f642", "@\x07"])
+def test_the_quotes_that_a_message_offers_hold_the_same_text(text: str) -> None:
+    with pytest.raises(ValueError, match="write text in YAML's quotes: save=") as refused:
+        parse_override(f"save={text}")
+    (mended,) = shlex.split(str(refused.value).rpartition("quotes: ")[2])
+    assert parse_override(mended)[1].value == text.strip("\"'")
+
+
+def test_a_switch_in_a_key_of_text_is_offered_as_it_is_spelled(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r'save=true is not text \(YAML reads a switch; write it in quotes: "yes"\)'):
+        load_config([keys(tmp_path, "save: yes\n")])

@@ -67,6 +67,13 @@ class PublishText(Hook):
         trainer.publish(Metrics("words", trainer.state.step, {"word": "seven"}))  # type: ignore[dict-item]
 
 
+class Keep(Hook):
+    """Wants the checkpoint of the second step."""
+
+    def after_step(self, trainer: Trainer, result: StepResult) -> None:
+        trainer.save_due = trainer.state.step == 2
+
+
 class NeedsArguments(Hook):
     def __init__(self, path: str):
         self.path = path

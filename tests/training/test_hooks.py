@@ -158,7 +158,7 @@ def stop_reason_where_rank_1_got_sigterm() -> str | None:
     hook = SignalHook()
     trainer = SimpleNamespace(engine=SimpleNamespace(device=torch.device("cpu")), stop_reason=None)
     hook.after_step(trainer, StepResult(1.0, 1.0, 1e-3, False, None))
-    assert trainer.stop_reason is None and trainer.save_due is False
+    assert trainer.stop_reason is None and trainer.time_is_over is False
     if os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGUSR1)  # the first one counts
@@ -180,7 +180,7 @@ def saves_where_time_is_over(rank: int) -> bool:
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_DFL)
     assert trainer.stop_reason is None
-    return trainer.save_due
+    return trainer.time_is_over
 
 
 def test_the_clock_of_rank_0_says_for_all_when_time_is_over() -> None:

@@ -33,13 +33,22 @@ def test_signals_within_a_second_are_one_press() -> None:
     assert [presses.hear(seconds) for seconds in (100.0, 100.01, 100.9, 101.1)] == ["first", "same", "same", "again"]
 
 
-def hear_it(signals: SignalHook) -> None:
+def test_of_a_second_press_torchrun_passes_on_a_sigterm() -> None:
+    presses, torchrun = KeyPresses(), {"TORCHELASTIC_RUN_ID": "none"}
+    assert not presses.among([signal.SIGTERM], torchrun), "a SIGTERM of its own: the run stops in order"
+    assert presses.among([signal.SIGINT], torchrun)
+    presses.hear(100.0)
+    assert presses.among([signal.SIGTERM], torchrun)
+    assert not presses.among([signal.SIGTERM], {}), "deepspeed sends one after the first press"
+
+
+def hear_it(signals: SignalHook, last: int = signal.SIGINT) -> None:
     configure_logging()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests themselves may run in the background
     with Interrupts(signals):
         if signals.training:
-            for delay in (0.1, 0.2, 1.5):
-                threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT)).start()
+            for delay, number in ((0.1, signal.SIGINT), (0.2, signal.SIGINT), (1.5, last)):
+                threading.Timer(delay, os.kill, (os.getpid(), number)).start()
         else:
             os.kill(os.getpid(), signal.SIGINT)
         if dist.get_rank() == 0:
@@ -47,10 +56,12 @@ def hear_it(signals: SignalHook) -> None:
         time.sleep(60)
 
 
-def hear_it_in_training() -> None:
+def hear_it_in_training(torchrun: bool) -> None:
     signals = SignalHook()
     signals.training = True
-    hear_it(signals)
+    if torchrun:
+        os.environ["TORCHELASTIC_RUN_ID"] = "none"
+    hear_it(signals, signal.SIGTERM if torchrun else signal.SIGINT)
 
 
 def hear_it_before_training() -> None:
@@ -63,8 +74,9 @@ def test_before_the_first_step_all_leave_at_once(tmp_path: Path) -> None:
     assert outcome.stderr == "interrupted before the first step\n"
 
 
-def test_the_second_press_ends_a_run_that_is_stuck(tmp_path: Path) -> None:
-    outcome = live(tmp_path, 2, hear_it_in_training)
+@pytest.mark.parametrize("torchrun", [False, True])
+def test_the_second_press_ends_a_run_that_is_stuck(tmp_path: Path, torchrun: bool) -> None:
+    outcome = live(tmp_path, 2, hear_it_in_training, torchrun)
     assert outcome.statuses == [130, 130]
     first, second = outcome.stderr.splitlines()
     assert OURS in first

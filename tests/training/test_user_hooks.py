@@ -1,6 +1,7 @@
 """Hooks of the user: what is wrong with one is told in one message, and what one measures is the same on every layout."""
 
 import math
+import re
 import uuid
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,10 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ("nowhere.at_all:Hook", r"cannot be imported: ModuleNotFoundError: No module named 'nowhere'.*PYTHONPATH"),
+        (
+            "nowhere.at_all:Hook",
+            r"cannot be imported: ModuleNotFoundError: No module named 'nowhere'; put its folder on PYTHONPATH",
+        ),
         (f"{HERE}:Measur", r"no such name in .*measuring_hooks.py; its hooks are: Measure, Stop, Fail"),
         (f"{HERE}:NOT_A_HOOK", r"it is a int, not a class or function"),
         (f"{HERE}:make_something_else", r"makes a dict, which is no hook"),
@@ -61,6 +65,13 @@ def test_a_module_that_fails_is_told_with_the_line(tmp_path: Path, monkeypatch: 
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ConfigError, match=r"broken_module:A cannot be imported: ValueError: .* \(broken_module.py:3\)"):
         load_hooks(["broken_module:A"])
+    for name, code, told in (
+        ("unfinished_module", "x = (", "SyntaxError: '(' was never closed (unfinished_module.py, line 1); mend"),
+        ("wanting_module", "\nimport nowhere", "No module named 'nowhere' (wanting_module.py:2); mend the module"),
+    ):
+        (tmp_path / f"{name}.py").write_text(code)
+        with pytest.raises(ConfigError, match=re.escape(told)):
+            load_hooks([f"{name}:A"])
 
 
 @pytest.mark.parametrize("entry", ["my_module", "my_module:", ":MyHook", "my module:MyHook", "a.py:B:C"])
@@ -120,6 +131,12 @@ def test_sigterm_stops_a_run_in_order(folder: Path) -> None:
     config = write_config(folder, "stopped", **KEYS | {"train_iters": 50, "hooks": [f"{HERE}:Stop"]})
     assert run(1, train_here, config) == [4], "the step after the signal is the last"
     assert (folder / "stopped/latest").read_text() == "global_step4\n"
+
+
+def test_a_checkpoint_that_a_hook_wants_stays_where_those_by_time_go(folder: Path) -> None:
+    keys = {"train_iters": 4, "checkpoint_minutes": 1e-9, "hooks": [f"{HERE}:Keep"]}
+    run(1, train_here, write_config(folder, "kept", **KEYS | keys))
+    assert {path.name for path in (folder / "kept").glob("global_step*")} == {"global_step2", "global_step4"}
 
 
 def measured(folder: Path, name: str, num_processes: int, **keys: Any) -> dict[tuple[str, int], dict[str, float]]:

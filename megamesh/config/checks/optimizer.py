@@ -32,6 +32,7 @@ _SIZES = """
     stage3_model_persistence_threshold stage3_max_live_parameters stage3_max_reuse_distance stage3_module_granularity_threshold
 """
 ZERO_SWITCHES, ZERO_SIZES = frozenset(_SWITCHES.split()), frozenset(_SIZES.split())
+ZERO_LEAST = {"reduce_bucket_size": 1, "allgather_bucket_size": 2}
 ZERO_KEYS = ZERO_SWITCHES | ZERO_SIZES | {"stage"}
 """What DeepSpeed's zero_optimization block may hold here: passed on as it is."""
 
@@ -131,7 +132,7 @@ def zero_block_is_supported(given: Given) -> Iterator[str]:
         elif key in ZERO_SWITCHES and not isinstance(value, bool | None):
             yield f"{place}: zero_optimization.{key}={show_value(value)} is not true or false"
         elif key in ZERO_SIZES and not (value is None or (_is_number(value) and value >= 0 and value == int(value))):
-            yield f"{place}: zero_optimization.{key}={show_value(value)} is not a whole number of at least 0"
+            yield f"{place}: zero_optimization.{key}={show_value(value)} is not a whole number of at least {ZERO_LEAST.get(key, 0)}"
         elif key == "reduce_bucket_size" and value == 0:
             yield f"{place}: zero_optimization.{key}=0 holds no gradient; use a whole number of at least 1, or remove it"
         elif key == "allgather_bucket_size" and value is not None and (value == 0 or value % 2):

@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 
 
 class CheckpointHook(Hook):
-    """Saves at the steps that the configuration names, when the clock says so, at the end, and after a signal; with async_save while
-    training goes on.
+    """Saves at the steps that the configuration names, when a hook or the clock says so, at the end, and after a signal; with async_save
+    while training goes on.
 
     A save that fails ends the run with CheckpointError: at once, or with async_save after the step during which it failed.
     """
@@ -42,9 +42,9 @@ class CheckpointHook(Hook):
     def after_step(self, trainer: Trainer, result: StepResult) -> None:
         if self._background is not None:
             _tell(self._background.poll())
-        if is_due(trainer.state.step, self.config):
+        if is_due(trainer.state.step, self.config) or trainer.save_due:
             self._save(trainer)
-        elif trainer.save_due and trainer.stop_reason is None and trainer.state.step < trainer.train_iters:
+        elif trainer.time_is_over and trainer.stop_reason is None and trainer.state.step < trainer.train_iters:
             self._save(trainer, until_next=True)
 
     def on_end(self, trainer: Trainer) -> None:

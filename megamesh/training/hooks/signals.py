@@ -16,7 +16,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class SignalHook(Hook):
-    """Turns a signal into the trainer's `stop_reason`, and the clock's word into `save_due`. Install it before slow set-up work, so
+    """Turns a signal into the trainer's `stop_reason`, and the clock's word into `time_is_over`. Install it before slow set-up work, so
     that no signal is lost."""
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class SignalHook(Hook):
 
     def after_step(self, trainer: Trainer, result: StepResult) -> None:
         number, due = largest_of_each([self._received, self.clock.is_due()], trainer.engine.device)
-        trainer.save_due = bool(due)
+        trainer.time_is_over = bool(due)
         if number:
             trainer.stop_reason = signal.Signals(number).name
 

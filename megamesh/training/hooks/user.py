@@ -106,7 +106,12 @@ class UserHook(Hook):
 
 def _told(error: Exception, file: str | None) -> str:
     """The error in one line, with its place: the last line of `file` on the way to it, where there is one."""
-    frames = traceback.extract_tb(error.__traceback__)
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _imports(frame.filename)]
     place = next((frame for frame in reversed(frames) if frame.filename == file), frames[-1])
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text} ({Path(place.filename).name}:{place.lineno})"
+    return text if place.filename == __file__ else f"{text} ({Path(place.filename).name}:{place.lineno})"
+
+
+def _imports(file: str) -> bool:
+    """Whether it is Python's own code of imports, in which an error has no place that says anything."""
+    return file.startswith("<frozen ") or file == importlib.__file__

@@ -131,6 +131,9 @@ class CheckpointMeta:
             state, scale = RunState(**values.pop("state")), values.pop("loss_scale", None)
             loss_scale = LossScale(**scale) if scale is not None else None
             named = {entry.name: values[entry.name] for entry in fields(cls) if entry.name in values}
+            for name in ("config", "versions", "layout"):
+                if not isinstance(named[name], dict):
+                    raise TypeError(f"{name} is no block of keys")
             return cls(state=state, loss_scale=loss_scale, **named)
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"{path} is damaged: {error}") from None

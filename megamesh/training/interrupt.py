@@ -90,13 +90,24 @@ class Interrupts:
             _leave("interrupted before the first step")
         press = self._presses.hear(time.monotonic())
         if press == "first" and _speaks():
-            log.info("Ctrl-C: this step is finished and saved; Ctrl-C again leaves at once, without")
+            log.info(
+                "Ctrl-C: this step is finished and saved%s; Ctrl-C again leaves at once, without", _in_time(os.environ)
+            )
         if press == "again":
             _leave("left at once, without saving; the same command continues from the last checkpoint")
 
 
 def _speaks() -> bool:
     return read_launch(os.environ).rank == 0
+
+
+def _in_time(environment: Mapping[str, str]) -> str:
+    """What a launcher that sets LOCAL_RANK does to a step and a save that take longer."""
+    return (
+        ", if that takes less than the 30 seconds after which deepspeed and torchrun kill it"
+        if "LOCAL_RANK" in environment
+        else ""
+    )
 
 
 def _leave(message: str) -> None:

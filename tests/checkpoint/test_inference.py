@@ -8,6 +8,7 @@ import torch
 
 import megamesh
 from megamesh.checkpoint.inference import load_for_inference, open_checkpoint
+from megamesh.checkpoint.meta import CheckpointMeta, RunState
 from megamesh.config.batch import resolve_batch
 from megamesh.config.keys import BatchConfig, CheckpointConfig
 from megamesh.config.sections import RunConfig
@@ -100,3 +101,9 @@ def test_a_newer_checkpoint_is_told_by_version_and_key(tmp_path: Path, place: tu
     rewrite_meta(folder, meta | {"versions": {"megamesh": "9.8.7"}, "format_version": 2})
     with pytest.raises(CheckpointError, match=r"has format 2, of MegaMesh 9\.8\.7; .* reads format 1: update it"):
         open_checkpoint(folder)
+
+
+def test_a_meta_without_a_configuration_is_damaged(tmp_path: Path) -> None:
+    meta = json.loads(CheckpointMeta(RunState(0, 0, 7), 0, {}, {}, {}).to_json())
+    with pytest.raises(CheckpointError, match=r"meta\.json is damaged: config is no block of keys"):
+        CheckpointMeta.from_json(json.dumps(meta | {"config": None}), tmp_path / "meta.json")

@@ -79,7 +79,7 @@ def test_the_second_press_ends_a_run_that_is_stuck(tmp_path: Path, torchrun: boo
     outcome = live(tmp_path, 2, hear_it_in_training, torchrun)
     assert outcome.statuses == [130, 130]
     first, second = outcome.stderr.splitlines()
-    assert OURS in first
+    assert OURS in first and "30 seconds after which deepspeed and torchrun kill it" in first
     assert second == "left at once, without saving; the same command continues from the last checkpoint"
 
 

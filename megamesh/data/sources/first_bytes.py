@@ -27,7 +27,7 @@ def check_name(file: InputFile) -> None:
         return  # the reader tells it
     found = _kind(begin)
     named = _named(file)
-    may_be_text = named in ("text", "a tar archive", "a dat archive")
+    may_be_text = named in ("text", "a dat archive")
     if found is None or named == found[0] or (may_be_text and _is_text(begin)):
         return
     what, ending = found

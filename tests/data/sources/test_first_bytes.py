@@ -19,6 +19,7 @@ from tests.data.sources.test_damage import CONTENT, PACKED, parquet_of
         ("a.txt.xz", CONTENT, "text", ".txt"),
         ("a.parquet", CONTENT, "text", ".jsonl"),
         ("a.zip", CONTENT, "text", ".jsonl"),
+        ("a.tar", CONTENT, "text", ".jsonl"),
         ("a.jsonl", gzip.compress(CONTENT), "gzip", ".gz"),
         ("a.jsonl.zst", gzip.compress(CONTENT), "gzip", ".gz"),
         ("a.jsonl.gz", LINES["a.jsonl.zst"](CONTENT), "zstd", ".zst"),

@@ -68,7 +68,7 @@ def plot_loss(args: argparse.Namespace) -> None:
         except OSError as error:
             raise DataError(f"--run {name}={folder} is not a run's save folder: {error}") from error
         points = {
-            kind: [(row["consumed_tokens"], row["loss"]) for row in rows if row["kind"] == kind and "loss" in row]
+            kind: [(row["consumed_tokens"], row["loss"]) for row in rows if row["kind"] == kind and row.keys() >= {"consumed_tokens", "loss"}]
             for kind in ("train", "valid")
         }
         if name in curves or not any(points.values()):

@@ -195,7 +195,16 @@ def _problem(section: type[Section], key: str, value: Any, error: ErrorDetails, 
     shown = error["input"] if where else value
     node = None if where else flat.nodes.get(key)
     quotes = _about_quotes(error["type"], shown, node.value if isinstance(node, ScalarNode) else yaml_text(shown))
-    return f"{flat.places[key]}: {key}{where}={show_value(shown)} {reason}{quotes}"
+    return f"{flat.places[key]}: {key}{where}={show_value(shown)} {reason}{quotes or _about_lists(error['type'], shown)}"
+
+
+def _about_lists(kind: str, value: Any) -> str:
+    """The mend where a single value stands for a list of one, or a list for the text that joins its values."""
+    if kind == "list_type" and not isinstance(value, dict):
+        return f"; write {yaml_text([value])}"
+    if kind == "string_type" and isinstance(value, list) and all(type(part) in (str, int, float) for part in value):
+        return f"; write {yaml_text(','.join(map(str, value)))}"
+    return ""
 
 
 def _about_quotes(kind: str, value: Any, written: str) -> str:

@@ -38,6 +38,10 @@ def dry_run(loaded: LoadedConfig, world_size: int | None = None) -> dict[str, An
     batch = resolve_batch(run.batch, data_parallel_size(run.parallel, world_size))
     vocab_size = known_vocabulary_size(model, run.tokenizer)
     padded = padded_vocabulary(run, vocab_size)
+    if run.training.hooks:  # late: what hooks are made of takes seconds to import
+        from megamesh.training.hooks.user import load_hooks
+
+        load_hooks(run.training.hooks)
     counts = count_parameters(model, run.recursion, padded)
     flops = flops_per_token(model, run.recursion, padded)
     pipeline, num_parameters, memory = _per_rank(run, batch, padded)

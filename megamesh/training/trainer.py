@@ -57,7 +57,7 @@ def _number(metrics: Metrics, name: str, value: object) -> float:
         raise TrainingError(f"{text}={value!r}, which is not a number; publish numbers only")
     try:
         return float(value)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise TrainingError(
             f"{text}, a {type(value).__name__} that is not one number ({error}); publish numbers only"
         ) from error
@@ -78,8 +78,9 @@ class Hook:
 
 
 class Trainer:
-    """Owns the loop. Hooks read its attributes; a hook that wants to end the run sets `stop_reason`, on all ranks alike, and one that
-    wants a checkpoint after this step, to be kept, `save_due`. `time_is_over`: by the clock one is due, which the next may replace."""
+    """Owns the loop. Hooks read its attributes; a hook that wants to end the run sets `stop_reason`, and one that wants a checkpoint after
+    this step, to be kept, `save_due`: both on all ranks in the same step, since all of them save together. `time_is_over`: by the clock a
+    checkpoint is due, which the next may replace."""
 
     def __init__(
         self,

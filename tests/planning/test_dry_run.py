@@ -35,6 +35,11 @@ def report(tmp_path: Path, world_size: int | None = 1, **overrides: Any) -> dict
     return dry_run(load_config([path], overrides, for_training=False), world_size)
 
 
+def test_a_hook_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"hooks: no_such_module:MyHook cannot be imported"):
+        report(tmp_path, hooks=["no_such_module:MyHook"])
+
+
 def train(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     (folder / "model.yml").write_text(MODEL)
     command = [sys.executable, str(ROOT / "tools" / "train.py"), str(folder / "model.yml"), *arguments]

@@ -11,6 +11,7 @@ from tools.plot import main
 @pytest.fixture
 def save(tmp_path: Path):
     rows = [{"kind": kind, "step": 1, "consumed_tokens": 64, "loss": 3.0} for kind in ("train", "valid")]
+    rows.append({"kind": "valid", "step": 1, "loss": 2.0})  # of a user's hook
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tmp_path
 

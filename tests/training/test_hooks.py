@@ -266,11 +266,13 @@ def test_any_named_number_goes_everywhere(
         publish(Metrics("my_kind", 3, {"a/norm": torch.tensor(0.25), "b": np.float32(1.5), "c": 7}), *hooks)
         publish(Metrics("train", 4, {"mine": 12345.678}), *hooks)
         publish(Metrics("valid", 5, {"accuracy": 0.5}), *hooks)
+        publish(Metrics("train", 5, {"seconds_left": math.nan, "loss": math.inf}), *hooks)
         publish(Metrics("many", 6, {f"n{i}": float(i) for i in range(10)}), *hooks)
     assert [record.getMessage() for record in caplog.records] == [
         "step 3/9 | my_kind | a/norm 0.25 | b 1.5 | c 7",
         "step 4/9 | mine 1.235e+04",
         "step 5/9 | validation | accuracy 0.5",
+        "step 5/9 | loss     inf",
         "step 6/9 | many | n0 0 | n1 1 | n2 2 | n3 3 | n4 4 | n5 5 | n6 6 | n7 7 | and 2 more",
     ]
     assert read_metrics(file.path)[:2] == [

@@ -1,6 +1,7 @@
 """One line per log_interval, per evaluation, and per publication of any other hook, for people watching."""
 
 import logging
+import math
 from collections.abc import Mapping
 from datetime import timedelta
 
@@ -46,7 +47,7 @@ def training_line(values: Mapping[str, float]) -> str:
     columns = [text.format(values[name]) for name, text in TRAINING_COLUMNS.items() if name in values]
     if values.get("skipped_steps"):
         columns.append(f"skipped {values['skipped_steps']:.0f}")
-    if "seconds_left" in values:
+    if math.isfinite(values.get("seconds_left", math.nan)):
         columns.append(f"left {timedelta(seconds=round(values['seconds_left']))}")
     others = {name: value for name, value in values.items() if name not in NOT_SHOWN | TRAINING_COLUMNS.keys()}
     return " | ".join(columns + _others(others))

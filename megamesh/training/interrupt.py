@@ -83,9 +83,15 @@ class Interrupts:
             _leave("interrupted before the first step")
         press = self._presses.hear(time.monotonic())
         if press == "first" and _speaks():
-            log.info("Ctrl-C: this step is finished and saved; Ctrl-C again leaves at once, without")
+            if self._signals.saves:
+                log.info("Ctrl-C: this step is finished and saved; Ctrl-C again leaves at once, without")
+            else:
+                log.info(
+                    "Ctrl-C: this step is finished, and nothing saved, as save is not given; Ctrl-C again leaves at once"
+                )
         if press == "again":
-            _leave("left at once, without saving; the same command continues from the last checkpoint")
+            continues = "; the same command continues from the last checkpoint" if self._signals.saves else ""
+            _leave(f"left at once, without saving{continues}")
 
 
 def _speaks() -> bool:

@@ -90,11 +90,11 @@ class Interrupts:
             _leave("interrupted before the first step")
         press = self._presses.hear(time.monotonic())
         if press == "first" and _speaks():
-            log.info(
-                "Ctrl-C: this step is finished and saved%s; Ctrl-C again leaves at once, without", _in_time(os.environ)
-            )
+            kept = f"saved{_in_time(os.environ)}" if self._signals.saves else "nothing saved, as save is not given"
+            log.info("Ctrl-C: this step is finished and %s; Ctrl-C again leaves at once, without", kept)
         if press == "again":
-            _leave("left at once, without saving; the same command continues from the last checkpoint")
+            continues = "; the same command continues from the last checkpoint" if self._signals.saves else ""
+            _leave(f"left at once, without saving{continues}")
 
 
 def _speaks() -> bool:

@@ -74,13 +74,15 @@ def train(loaded: LoadedConfig, device: torch.device, signals: SignalHook) -> Tr
     trainer = prepare(loaded, device, signals)
     trainer.train()
     if trainer.stop_reason:
-        log.info("%s: stopped after step %d; the same command continues", trainer.stop_reason, trainer.state.step)
+        what_next = "the same command continues" if signals.saves else "nothing is saved, as save is not given"
+        log.info("%s: stopped after step %d; %s", trainer.stop_reason, trainer.state.step, what_next)
     return trainer
 
 
 def prepare(loaded: LoadedConfig, device: torch.device, signals: SignalHook) -> Trainer:
     """Everything between the process group and the first step."""
     config = loaded.run
+    signals.saves = config.checkpoint.save is not None
     batch = resolve_batch(config.batch, data_parallel_size(config.parallel, dist.get_world_size()))
     users_hooks = on_every_rank(partial(load_hooks, config.training.hooks))
     mesh = build_mesh(config, device)

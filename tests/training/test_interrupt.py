@@ -83,6 +83,20 @@ def test_the_second_press_ends_a_run_that_is_stuck(tmp_path: Path, torchrun: boo
     assert second == "left at once, without saving; the same command continues from the last checkpoint"
 
 
+def hear_it_where_nothing_is_saved() -> None:
+    signals = SignalHook()
+    signals.training, signals.saves = True, False
+    hear_it(signals)
+
+
+def test_a_run_that_saves_nothing_promises_no_checkpoint(tmp_path: Path) -> None:
+    outcome = live(tmp_path, 2, hear_it_where_nothing_is_saved)
+    assert outcome.statuses == [130, 130]
+    first, second = outcome.stderr.splitlines()
+    assert OURS not in first and "nothing saved, as save is not given" in first
+    assert second == "left at once, without saving"
+
+
 def hear_it_on_rank_1() -> None:
     if dist.get_rank() == 1:
         hear_it(SignalHook())

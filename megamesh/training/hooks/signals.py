@@ -22,6 +22,7 @@ class SignalHook(Hook):
     def __init__(self) -> None:
         self.clock = SaveClock(None)
         self.training = False
+        self.saves = True  # False: the run has no folder for checkpoints, so what is said of them would be untrue
         self._received = 0
         for number in SIGNALS:
             signal.signal(number, self.remember)

@@ -67,8 +67,9 @@ def plot_loss(args: argparse.Namespace) -> None:
             rows = read_metrics(Path(folder) / FILE_NAME)
         except OSError as error:
             raise DataError(f"--run {name}={folder} is not a run's save folder: {error}") from error
+        rows = [row for row in rows if row.keys() >= {"consumed_tokens", "loss"}]
         points = {
-            kind: [(row["consumed_tokens"], row["loss"]) for row in rows if row["kind"] == kind and row.keys() >= {"consumed_tokens", "loss"}]
+            kind: [(row["consumed_tokens"], row["loss"]) for row in rows if row["kind"] == kind]
             for kind in ("train", "valid")
         }
         if name in curves or not any(points.values()):

@@ -195,7 +195,9 @@ def _problem(section: type[Section], key: str, value: Any, error: ErrorDetails, 
     shown = error["input"] if where else value
     node = None if where else flat.nodes.get(key)
     quotes = _about_quotes(error["type"], shown, node.value if isinstance(node, ScalarNode) else yaml_text(shown))
-    return f"{flat.places[key]}: {key}{where}={show_value(shown)} {reason}{quotes or _about_lists(error['type'], shown)}"
+    return (
+        f"{flat.places[key]}: {key}{where}={show_value(shown)} {reason}{quotes or _about_lists(error['type'], shown)}"
+    )
 
 
 def _about_lists(kind: str, value: Any) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import signal
 from pathlib import Path
@@ -283,7 +284,7 @@ def test_any_named_number_goes_everywhere(
     board.on_end(SimpleNamespace())
     events = EventAccumulator(str(tmp_path / "board")).Reload()
     assert [(event.step, event.value) for event in events.Scalars("my_kind/a/norm")] == [(3, 0.25)]
-    assert len(events.Tags()["scalars"]) == 3 + 1 + 1 + 10
+    assert len(events.Tags()["scalars"]) == 3 + 1 + 2 + 1 + 10
 
 
 @pytest.mark.parametrize(

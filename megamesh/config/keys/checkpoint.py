@@ -28,7 +28,8 @@ class CheckpointConfig(Section):
         None,
         ge=0,
         description="Minutes after the last save at which to save whatever the step; 0: never. Default: 30 where neither checkpoint_factor "
-        "nor extra_save_iters is given. Such a checkpoint goes when the next one is complete; with keep_last_n_checkpoints it is one of the n.",
+        "nor extra_save_iters is given. Such a checkpoint goes when the next one is complete; with keep_last_n_checkpoints it is "
+        "one of the n.",
     )
     extra_save_iters: list[int] = Field(default_factory=list, description="Further steps at which to save.")
     keep_last_n_checkpoints: int | None = Field(

@@ -83,7 +83,7 @@ def test_training_reads_the_same_data_by_its_short_name(folder: Path) -> None:
 
 
 def test_a_run_that_goes_on_under_a_shorter_name_has_the_same_data(
-    folder: Path, caplog: pytest.LogCaptureFixture
+    folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, now = {"data_path": f"{folder}/corpus_text_document"}, {"data_path": f"{folder}/corpus"}
     assert same_data(before, now, "data_path")
@@ -92,7 +92,7 @@ def test_a_run_that_goes_on_under_a_shorter_name_has_the_same_data(
     assert same_data(lists, {"train_data_paths": [f"{folder}/corpus_text_document", "gone"]}, "train_data_paths")
     assert not same_data({"split": "1"}, {"split": "1"}, "split")  # is compared as it is written
     with caplog.at_level(logging.INFO, "megamesh"):
-        logging.getLogger("megamesh").propagate = True
+        monkeypatch.setattr(logging.getLogger("megamesh"), "propagate", True)
         say_whole_prefixes(DataConfig(data_path=f"{folder}/corpus"))
         say_whole_prefixes(DataConfig(data_path=f"{folder}/books"))
     assert [record.getMessage() for record in caplog.records] == [

@@ -15,8 +15,10 @@ from importlib import import_module
 from typing import Any, ClassVar, Protocol
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from megamesh.config.keys import RecursionConfig, Section
+from megamesh.config.own_code import import_own
 from megamesh.errors import ConfigError
 
 _OURS = "megamesh.model.recursion.schemes"
@@ -103,11 +105,15 @@ def read_params(recursion: RecursionConfig, kind: type[Section]) -> Section:
         known = ", ".join(kind.model_fields) or "none"
         raise ConfigError(
             [
-                f"recursion_scheme_params: {'.'.join(map(str, error['loc']))}: {error['msg']}; "
+                f"recursion_scheme_params: {'.'.join(map(str, error['loc']))} {_reason(error)}; "
                 f"{recursion.recursion_scheme} has these: {known}"
                 for error in invalid.errors(include_url=False)
             ]
         ) from invalid
+
+
+def _reason(error: ErrorDetails) -> str:
+    return "is not known" if error["type"] == "extra_forbidden" else f"is wrong: {error['msg']}"
 
 
 def with_params(recursion: RecursionConfig) -> RecursionConfig:
@@ -127,19 +133,10 @@ def keys_of_start() -> set[str]:
 @cache
 def _load(path: str) -> type[Any]:
     """The class at `module:Class`, complete."""
-    module_name, _, class_name = path.partition(":")
     shown = f"recursion_scheme={path}"
-    try:
-        module = import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"{shown}: there is no module {error.name!r} to import; install its package, or put the folder that holds it on PYTHONPATH"
-        ) from error
-    except Exception as error:  # whatever a user's file raises, the key must be named
-        raise ConfigError(f"{shown}: {module_name} cannot be imported: {type(error).__name__}: {error}") from error
-    found: Any = getattr(module, class_name, None)
+    module, found = import_own(path, shown)
     if found is None:
-        raise ConfigError(f"{shown}: {module_name} has no {class_name!r}; name a class that is there")
+        raise ConfigError(f"{shown}: {module.__name__} has no {path.partition(':')[2]!r}; name a class that is there")
     base: type = import_module(_BASE).Scheme
     if not isinstance(found, type) or not issubclass(found, base):
         raise ConfigError(f"{shown} is not a scheme; derive the class from {_BASE}.Scheme")

@@ -96,7 +96,7 @@ def test_an_export_of_it_has_its_logits(plain, tmp_path: Path) -> None:
         (("--recursion", "1+3R2+1", "--core-from", "average"), "not a multiple"),
         (("--recursion", "4+8R2+4"), "which has not so many"),
         (("--recursion-scheme", "base", "--mesh-num-slots", "4"), "mesh_num_slots has no effect"),
-        (("--recursion-scheme-params", "{momentum: 1}"), "recursion_scheme_params: momentum: Extra inputs"),
+        (("--recursion-scheme-params", "{momentum: 1}"), "recursion_scheme_params: momentum is not known"),
         (("--text", "none.txt"), "text=none.txt"),
         (("--mesh-router-slot-bias", "1000"), "--mesh-router-slot-bias=1000 is not"),
         (("--device", "nowhere"), "--device=nowhere"),

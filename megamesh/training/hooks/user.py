@@ -5,14 +5,11 @@
 `name` is a subclass of Hook, or a function that makes a Hook. `megamesh/training/trainer.py` says what a hook finds.
 """
 
-import importlib
 import inspect
 import logging
-import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
 
+from megamesh.config.own_code import import_own, tell_error
 from megamesh.engine.engine import StepResult
 from megamesh.errors import ConfigError, HookError
 from megamesh.parallel.agree import first_to_say
@@ -36,16 +33,9 @@ def load_hooks(entries: Sequence[str]) -> list[Hook]:
 
 
 def _build(entry: str) -> Hook:
-    module_name, _, name = entry.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        missing = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
-        mend = "put its folder on PYTHONPATH, or correct the name" if missing else "mend the module"
-        raise ConfigError(f"hooks: {entry} cannot be imported: {_told(error, None)}; {mend}") from error
-    make: Any = getattr(module, name, None)
+    module, make = import_own(entry, f"hooks: {entry}")
     if not callable(make):
-        candidates = [key for key, value in vars(module).items() if _is_hook_of(value, module_name)]
+        candidates = [key for key, value in vars(module).items() if _is_hook_of(value, module.__name__)]
         mend = f"its hooks are: {', '.join(candidates)}" if candidates else "it defines no subclass of Hook"
         what = "there is no such name" if make is None else f"it is a {type(make).__name__}, not a class or function"
         raise ConfigError(f"hooks: {entry}: {what} in {module.__file__}; {mend}")
@@ -53,7 +43,7 @@ def _build(entry: str) -> Hook:
         hook = make()
     except Exception as error:
         raise ConfigError(
-            f"hooks: {entry} cannot be built: {_told(error, module.__file__)}; it is called without arguments"
+            f"hooks: {entry} cannot be built: {tell_error(error, module.__file__)}; it is called without arguments"
         ) from error
     if not isinstance(hook, Hook):
         raise ConfigError(
@@ -90,7 +80,7 @@ class UserHook(Hook):
         try:
             self.hook.on_error()
         except Exception as error:
-            log.error("hook %s failed in on_error: %s", self.entry, _told(error, self._file))
+            log.error("hook %s failed in on_error: %s", self.entry, tell_error(error, self._file))
 
     def _call(self, moment: str, step: int, work: Callable[[], None]) -> None:
         try:
@@ -98,20 +88,8 @@ class UserHook(Hook):
         except HookError:  # of another hook, which is shown what this one publishes
             raise
         except Exception as error:
+            told = tell_error(error, self._file)
             raise HookError(
-                f"hook {self.entry} failed in {moment} of step {step}: {_told(error, self._file)}; mend it, or leave it out of `hooks`",
+                f"hook {self.entry} failed in {moment} of step {step}: {told}; mend it, or leave it out of `hooks`",
                 first=first_to_say("hook-error"),
             ) from error
-
-
-def _told(error: Exception, file: str | None) -> str:
-    """The error in one line, with its place: the last line of `file` on the way to it, where there is one."""
-    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _imports(frame.filename)]
-    place = next((frame for frame in reversed(frames) if frame.filename == file), frames[-1])
-    return text if place.filename == __file__ else f"{text} ({Path(place.filename).name}:{place.lineno})"
-
-
-def _imports(file: str) -> bool:
-    """Whether it is Python's own code of imports, in which an error has no place that says anything."""
-    return file.startswith("<frozen ") or file == importlib.__file__

@@ -63,8 +63,8 @@ def _refused(**keys: Any) -> str:
         (f"{HERE}:Missing", "has no 'Missing'"),
         (f"{HERE}:MODEL", "is not a scheme; derive the class from megamesh.model.recursion.scheme.Scheme"),
         (f"{HERE}:Path", "is not a scheme"),
-        ("no_such_package.schemes:Mine", "there is no module 'no_such_package' to import"),
-        ("megamesh.no_such_module:Mine", "there is no module 'megamesh.no_such_module' to import"),
+        ("no_such_package.schemes:Mine", "No module named 'no_such_package'; put its folder on PYTHONPATH"),
+        ("megamesh.no_such_module:Mine", "No module named 'megamesh.no_such_module'; put its folder on PYTHONPATH"),
         (":Mine", "is not module:Class"),
         ("my scheme:Mine", "is not module:Class"),
         ("mash", "'mash' is not a scheme"),
@@ -78,8 +78,8 @@ def test_what_is_no_whole_scheme_is_refused_with_the_reason(scheme: str, reason:
 @pytest.mark.parametrize(
     ("keys", "reason"),
     [
-        ({"recursion_scheme_params": {"momentun": 0.1}}, "momentun: Extra inputs are not permitted"),
-        ({"recursion_scheme_params": {"momentum": "much"}}, "momentum: Input should be a valid number"),
+        ({"recursion_scheme_params": {"momentun": 0.1}}, "momentun is not known; "),
+        ({"recursion_scheme_params": {"momentum": "much"}}, "momentum is wrong: Input should be a valid number"),
         ({"recursion_scheme": "mesh", "recursion_scheme_params": {"momentum": 0.1}}, "mesh has these: none"),
         ({"recursion": None, "recursion_scheme_params": {}}, "has no effect without recursion"),
     ],

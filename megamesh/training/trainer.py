@@ -79,8 +79,8 @@ class Hook:
 
 class Trainer:
     """Owns the loop. Hooks read its attributes; a hook that wants to end the run sets `stop_reason`, and one that wants a checkpoint after
-    this step, to be kept, `save_due`: both on all ranks in the same step, since all of them save together. `time_is_over`: by the clock a
-    checkpoint is due, which the next may replace."""
+    this step, to be kept, `save_due`; one rank's word is enough where the hook is a user's. `time_is_over`: by the clock a checkpoint is
+    due, which the next may replace."""
 
     def __init__(
         self,

@@ -4,6 +4,7 @@ import os
 import signal
 
 import torch
+import torch.distributed as dist
 
 from megamesh.engine.engine import StepResult
 from megamesh.training.hooks.sharded import global_means, norms_of_shards, norms_of_state
@@ -72,6 +73,16 @@ class Keep(Hook):
 
     def after_step(self, trainer: Trainer, result: StepResult) -> None:
         trainer.save_due = trainer.state.step == 2
+
+
+class OneRank(Hook):
+    """On rank 1 alone: wants the checkpoint of the second step, and to stop after the third."""
+
+    def after_step(self, trainer: Trainer, result: StepResult) -> None:
+        if dist.get_rank() == 1 and trainer.state.step == 2:
+            trainer.save_due = True
+        if dist.get_rank() == 1 and trainer.state.step == 3:
+            trainer.stop_reason = "enough"
 
 
 class NeedsArguments(Hook):

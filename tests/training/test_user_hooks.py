@@ -139,6 +139,12 @@ def test_a_checkpoint_that_a_hook_wants_stays_where_those_by_time_go(folder: Pat
     assert {path.name for path in (folder / "kept").glob("global_step*")} == {"global_step2", "global_step4"}
 
 
+def test_what_a_hook_wants_on_one_rank_all_ranks_do(folder: Path) -> None:
+    config = write_config(folder, "agreed", **KEYS | {"train_iters": 50, "hooks": [f"{HERE}:OneRank"]})
+    assert run(2, train_here, config, timeout_seconds=60) == [3, 3]
+    assert {path.name for path in (folder / "agreed").glob("global_step*")} == {"global_step2", "global_step3"}
+
+
 def measured(folder: Path, name: str, num_processes: int, **keys: Any) -> dict[tuple[str, int], dict[str, float]]:
     run(num_processes, train_here, write_config(folder, name, **KEYS | keys))
     rows = read_metrics(folder / name / "metrics.jsonl")

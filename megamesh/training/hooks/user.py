@@ -12,14 +12,14 @@ from collections.abc import Callable, Sequence
 from megamesh.config.own_code import import_own, tell_error
 from megamesh.engine.engine import StepResult
 from megamesh.errors import ConfigError, HookError
-from megamesh.parallel.agree import first_to_say
+from megamesh.parallel.agree import first_to_say, largest_of_each
 from megamesh.training.trainer import Hook, Metrics, Trainer
 
 log = logging.getLogger(__name__)
 
 
 def load_hooks(entries: Sequence[str]) -> list[Hook]:
-    """The hooks that the configuration names. Raises ConfigError with what is wrong with each of them."""
+    """The hooks that the configuration names, and what they need. Raises ConfigError with what is wrong with each of them."""
     hooks: list[Hook] = []
     problems: list[str] = []
     for entry in entries:
@@ -29,7 +29,7 @@ def load_hooks(entries: Sequence[str]) -> list[Hook]:
             problems += error.problems
     if problems:
         raise ConfigError(problems)
-    return hooks
+    return [*hooks, Agreement()] if hooks else []
 
 
 def _build(entry: str) -> Hook:
@@ -54,6 +54,19 @@ def _build(entry: str) -> Hook:
 
 def _is_hook_of(value: object, module_name: str) -> bool:
     return inspect.isclass(value) and issubclass(value, Hook) and value.__module__ == module_name
+
+
+class Agreement(Hook):
+    """Behind the hooks of the user: what one of them wants on any rank, all ranks do, as saving and stopping are done by all together.
+
+    One small all-reduce in every step, in runs with such hooks only.
+    """
+
+    def after_step(self, trainer: Trainer, result: StepResult) -> None:
+        saves, stops = largest_of_each([trainer.save_due, trainer.stop_reason is not None], trainer.engine.device)
+        trainer.save_due = bool(saves)
+        if stops and trainer.stop_reason is None:
+            trainer.stop_reason = "a hook on another rank"
 
 
 class UserHook(Hook):

@@ -7,13 +7,14 @@ from megamesh.errors import DataError
 
 _BYTES = 512
 _TAR_MARK, _TAR_PLACE = b"ustar", 257
+_BEHIND = ", behind the ending of what is in it"
 _MARKS = (
-    (b"\x1f\x8b", "gzip", ".gz"),
-    (b"\x28\xb5\x2f\xfd", "zstd", ".zst"),
-    (b"\xfd7zXZ\0", "xz", ".xz"),
-    (b"PK\x03\x04", "a zip archive", ".zip"),
-    (b"PAR1", "parquet", ".parquet"),
-    (b"ARROW1", "arrow", ".arrow"),
+    (b"\x1f\x8b", "gzip", f"….gz{_BEHIND}"),
+    (b"\x28\xb5\x2f\xfd", "zstd", f"….zst{_BEHIND}"),
+    (b"\xfd7zXZ\0", "xz", f"….xz{_BEHIND}"),
+    (b"PK\x03\x04", "a zip archive", "….zip"),
+    (b"PAR1", "parquet", "….parquet"),
+    (b"ARROW1", "arrow", "….arrow"),
 )
 _TEXT = (b"\t", b"\n", b"\r", b"\f", b"\b", b"\x1b")
 
@@ -30,8 +31,8 @@ def check_name(file: InputFile) -> None:
     may_be_text = named in ("text", "a dat archive")
     if found is None or named == found[0] or (may_be_text and _is_text(begin)):
         return
-    what, ending = found
-    raise DataError(f"{file.path}: is named as {named}, but is {what} by its first bytes; rename it (to {ending})")
+    what, name = found
+    raise DataError(f"{file.path}: is named as {named}, but is {what} by its first bytes; rename it (to {name})")
 
 
 def _named(file: InputFile) -> str:
@@ -43,14 +44,10 @@ def _named(file: InputFile) -> str:
 
 
 def _kind(begin: bytes) -> tuple[str, str] | None:
-    """Kind and the ending that says it; None where that is not certain."""
-    for mark, kind, ending in _MARKS:
+    """Kind and the name that says it; None where that is not certain."""
+    for mark, kind, name in _MARKS:
         if begin.startswith(mark):
-            return kind, f"…{ending}, behind the ending of what is in it" if ending in (
-                ".gz",
-                ".zst",
-                ".xz",
-            ) else f"…{ending}"
+            return kind, name
     if begin[_TAR_PLACE:].startswith(_TAR_MARK):
         return "a tar archive", "….tar"
     return ("text", "….jsonl or .txt") if begin and _is_text(begin) else None
